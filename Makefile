@@ -1,0 +1,69 @@
+# qvl-orchestrate: `make demo` to see it work, `make test` to test it, `make check` = CI.
+# PYTHON: interpreter of the virtual environment; PIP_FLAGS: for example an index of your own;
+# TORCH: for a machine without a GPU, torch's CPU build where your index has one.
+
+PYTHON    ?= python3
+PIP_FLAGS ?=
+TORCH     ?= torch==2.13.0
+VENV      := .venv
+BIN       := $(VENV)/bin
+PIP       := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+BUDGET    := $(BIN)/python tools/budget.py
+PYTEST    := $(BIN)/python -m pytest
+STAMP     := $(VENV)/.installed
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-training check lint types layers format wheel bench soak constraints clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+setup: $(STAMP) ## the virtual environment with everything (about 2 minutes, 2 GB)
+
+# torch goes first and alone: every later package would otherwise pull in another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about 2 minutes) ..."
+	@$(PIP) $(TORCH)
+	@$(PIP) -e '.[train,demo,dev]'
+	@$(BIN)/pip check >/dev/null
+	@touch $@
+
+demo: setup ## preempt a real training three times, compare it with an undisturbed one
+	@$(BIN)/python examples/digits/demo.py
+
+test: test-fast test-training ## all tests
+
+test-fast: setup ## unit, contract, property, fakes: no training (budget 120 s)
+	@$(BUDGET) 120 $(PYTEST) tests -n 2 -m "not training"
+
+test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
+	@$(BUDGET) 480 $(PYTEST) tests -m training
+
+check: lint types layers wheel test ## what CI runs
+
+lint: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: setup
+	@$(BIN)/mypy
+
+layers: setup
+	@$(BIN)/lint-imports
+
+format: setup ## rewrite in the project's style
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+wheel: setup ## build the wheel and try it in an empty environment
+	@$(BIN)/python tools/try_wheel.py
+
+bench: setup ## speed of the command line on this machine
+	@$(BIN)/python benchmarks/cli_speed.py
+
+clean: ## remove what was built, keep the virtual environment
+	rm -rf dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
