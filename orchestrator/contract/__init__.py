@@ -1,0 +1,1 @@
+"""What the orchestrator and the trainer must agree upon. Standard library only."""

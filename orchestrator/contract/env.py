@@ -1,0 +1,22 @@
+"""Names of the environment variables that cross a process boundary. One place for each."""
+
+from __future__ import annotations
+
+AGENT_FD = "QVL_AGENT_FD"
+"""Number of the inherited socket that connects a rank or a helper with its agent."""
+RUN_ID = "QVL_RUN_ID"
+ATTEMPT = "QVL_ATTEMPT"
+"""Set by a rank itself once it is assigned (it is started before the attempt is claimed)."""
+RANK = "RANK"
+LOCAL_RANK = "LOCAL_RANK"
+WORLD_SIZE = "WORLD_SIZE"
+MASTER_ADDR = "MASTER_ADDR"
+MASTER_PORT = "MASTER_PORT"
+STATE_DIR = "QVL_STATE_DIR"
+"""Folder of the registry, local jobs and secrets; default ~/.local/state/qvl-orchestrate."""
+SITE_FILE = "QVL_SITE_FILE"
+"""Path of the administrator's site.toml."""
+TRAINER_MODULE = "QVL_TRAINER_MODULE"
+"""Module started as a rank instead of `trainer` (tests use `trainer.fake`)."""
+AGENT_TOKEN = "QVL_AGENT_TOKEN"
+"""Random token of one agent process; a restarted helper takes up its agent's claim with it."""

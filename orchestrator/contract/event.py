@@ -1,0 +1,79 @@
+"""Events: what happened to a run, one JSON line each, in segments of one writer each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS: Mapping[str, str] = {
+    "submitted": "a submission was handed to the backend",
+    "queued": "the agent waits for a free device",
+    "claimed": "the agent claimed the attempt and its slot",
+    "resuming": "the checkpoint to start from was chosen and verified",
+    "checkpoint_bad": "a checkpoint failed its verification and was passed over",
+    "contract_warning": "something differs from the checkpoint and is allowed",
+    "stage": "a rank reached a stage of its start-up (data.stage, data.seconds)",
+    "resumed": "state was restored and compared (step, learning rate, hashes)",
+    "step": "an optimizer step ended (carried by metrics; not stored as an event)",
+    "notice": "a stop request was seen (reason, seconds left)",
+    "stop_agreed": "all ranks agreed to stop (step, micro-batch, seconds since the notice)",
+    "save_started": "a checkpoint is being written",
+    "committed": "a checkpoint is durable",
+    "save_skipped": "the step was committed already, or nothing to save",
+    "save_failed": "a checkpoint could not be committed",
+    "verified": "a committed checkpoint was read back and found right",
+    "retired": "a checkpoint was given up and its files removed",
+    "evaluated": "an evaluation ended (step, metrics)",
+    "eval_interrupted": "an evaluation was cut off and will be repeated",
+    "data": "what the sampler sees: samples, steps an epoch, dropped samples",
+    "trainable": "matched modules and parameter counts",
+    "rank_exit": "a rank ended (rank, code)",
+    "error": "an error in words",
+    "warning": "something a person may want to know",
+    "verdict": "how the attempt ended on this node",
+    "finished": "the run is done",
+    "requeued": "the controller submitted the next attempt",
+    "held": "the run waits for a person (reason, next)",
+    "failed": "the run ended without success",
+    "cancelling": "a cancel was asked for",
+    "cancelled": "the run was cancelled",
+    "preempt_requested": "a person asked for a notice",
+    "resume_requested": "a person asked to go on",
+}
+"""Kind and meaning; nothing else is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event. Order: (attempt, writer, seq) for one writer, time between writers."""
+
+    time: str
+    kind: str
+    writer: str
+    """`node-<k>`, `controller` or `cli`."""
+    attempt: int | None = None
+    rank: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """One optimizer step as one rank saw it; rank 0's lines are the run's curve."""
+
+    step: int
+    attempt: int
+    loss: float | None
+    """Mean over the step, of all ranks; null where it is not finite."""
+    loss_hex: str
+    """The same as float.hex(); `nan` and `inf` are kept here."""
+    learning_rate: float
+    """The rate that this step used."""
+    grad_norm: float | None
+    time: str
+    samples: tuple[int, ...] = ()
+    """Indices of the samples that this rank consumed, in order."""
+    micro_losses: tuple[str, ...] = ()
+    """float.hex() of this rank's loss of each micro-batch."""

@@ -1,0 +1,127 @@
+"""Names inside a run directory: pure functions, relative to `<checkpoint.uri>/<run_id>/`.
+
+job.yaml  resolved.json  tombstone  done.json  summary.json
+submissions/<m>.json         what was submitted, numbered from 1
+submissions/<m>-id.json      the backend's id of it
+log/<seq>.json               the one authority: fence, commit, retire, bad, done
+lease/<seq>.json             the controller's lease
+attempts/<n>.json            the claim of attempt n
+attempts/<n>/nodes/<k>.json  slot k of the attempt: address and port
+attempts/<n>/start.json      the start point that slot 0 chose
+attempts/<n>/heartbeats/<k>.json
+attempts/<n>/stop/<k>-<i>.json
+attempts/<n>/verdict-<k>.json
+attempts/<n>/checkpoints/checkpoint-<step>/
+attempts/<n>/events/<writer>/<seq>.jsonl, metrics/<rank>/<seq>.jsonl
+attempts/<n>/logs/<writer>/<seq>.log
+events/<writer>/<seq>.jsonl  controller and command line
+cache/                       recomputable: hashes of the base model's files
+"""
+
+from __future__ import annotations
+
+JOB = "job.yaml"
+RESOLVED = "resolved.json"
+TOMBSTONE = "tombstone"
+DONE = "done.json"
+SUMMARY = "summary.json"
+SUBMISSIONS = "submissions/"
+LOG = "log/"
+LEASE = "lease/"
+ATTEMPTS = "attempts/"
+EVENTS = "events/"
+MANIFEST = "manifest.json"
+PARTS = "parts/"
+BASE_CACHE = "cache/base-files.json"
+
+
+def submission(number: int) -> str:
+    return f"submissions/{number:06d}.json"
+
+
+def submission_id(number: int) -> str:
+    """The backend's id of a submission, created once the backend has answered."""
+    return f"submissions/{number:06d}-id.json"
+
+
+def log_record(seq: int) -> str:
+    return f"log/{seq:08d}.json"
+
+
+def lease(seq: int) -> str:
+    return f"lease/{seq:08d}.json"
+
+
+def claim(attempt: int) -> str:
+    return f"attempts/{attempt:06d}.json"
+
+
+def attempt_dir(attempt: int) -> str:
+    return f"attempts/{attempt:06d}/"
+
+
+def slot(attempt: int, number: int) -> str:
+    return f"{attempt_dir(attempt)}nodes/{number}.json"
+
+
+def slots(attempt: int) -> str:
+    return f"{attempt_dir(attempt)}nodes/"
+
+
+def stop(attempt: int, slot_number: int, index: int) -> str:
+    return f"{attempt_dir(attempt)}stop/{slot_number}-{index}.json"
+
+
+def stops(attempt: int) -> str:
+    return f"{attempt_dir(attempt)}stop/"
+
+
+def verdict(attempt: int, slot_number: int) -> str:
+    return f"{attempt_dir(attempt)}verdict-{slot_number}.json"
+
+
+def start_point(attempt: int) -> str:
+    """What slot 0 chose to start from; the other nodes of the attempt follow it."""
+    return f"{attempt_dir(attempt)}start.json"
+
+
+def heartbeat(attempt: int, slot_number: int) -> str:
+    return f"{attempt_dir(attempt)}heartbeats/{slot_number}.json"
+
+
+def checkpoint_dir(attempt: int, step: int) -> str:
+    """Directory of a checkpoint, as commit records name it (no slash at the end)."""
+    return f"{attempt_dir(attempt)}checkpoints/checkpoint-{step}"
+
+
+def part(rank: int) -> str:
+    """A rank's part manifest, relative to the checkpoint's directory."""
+    return f"parts/{rank}.json"
+
+
+def attempt_events(attempt: int, writer: str) -> str:
+    return f"{attempt_dir(attempt)}events/{writer}/"
+
+
+def run_events(writer: str) -> str:
+    return f"events/{writer}/"
+
+
+def metrics(attempt: int, rank: int) -> str:
+    return f"{attempt_dir(attempt)}metrics/{rank}/"
+
+
+def logs(attempt: int, writer: str) -> str:
+    """Folder of one log stream, for example `rank-0`; plain text segments."""
+    return f"{attempt_dir(attempt)}logs/{writer}/"
+
+
+def segment(folder: str, seq: int, suffix: str = ".jsonl") -> str:
+    """Numbered segment of one writer inside its folder."""
+    return f"{folder}{seq:08d}{suffix}"
+
+
+def number_of(path: str) -> int | None:
+    """The number a name like `attempts/000003.json` or `log/00000012.json` carries."""
+    stem = path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+    return int(stem) if stem.isdecimal() else None

@@ -1,0 +1,209 @@
+"""Disk types of the run directory: submissions, claims, slots, log records, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.contract.jsonio import Json, MalformedJson, canonical, digest, from_json, to_json
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.spec import StartFrom, TrainSpec
+
+RecordKind = Literal["fence", "commit", "retire", "bad", "done"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionRecord:
+    """`submissions/<m>.json`: created before the backend is asked."""
+
+    number: int
+    key: str
+    """Idempotency key; stands in the job's name or label on the backend."""
+    token: str
+    """Who created this object (tells a lost reply from a lost race)."""
+    spec: TrainSpec
+    start: StartFrom
+    reset_batch_plan: bool = False
+    reason: str = "submit"
+    """Why it was submitted: submit, requeue, resume."""
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionId:
+    """`submissions/<m>-id.json`: how the backend calls submission m."""
+
+    number: int
+    backend_id: str
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRecord:
+    """`attempts/<n>.json`: attempt n belongs to this start of this backend job."""
+
+    attempt: int
+    submission: int
+    backend_id: str
+    restart_count: int
+    token: str
+    plan: BatchPlan
+    plan_reason: str = "submitted"
+    host: str = ""
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRecord:
+    """`attempts/<n>/nodes/<k>.json`: the agent that holds node k of the attempt."""
+
+    attempt: int
+    slot: int
+    token: str
+    host: str
+    address: str
+    port: int
+    pid: int
+    backend_id: str
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRecord:
+    """`attempts/<n>/stop/<k>-<i>.json`: a notice; counts from when a reader first saw it."""
+
+    attempt: int
+    slot: int
+    index: int
+    reason: str
+    """A signal's name, `peer-lost`, or what a person asked for (`cancel`, `preempt`)."""
+    seconds_left: float
+    rank: int | None = None
+    """The rank that got the signal, where it was a rank and not the agent."""
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRecord:
+    """`attempts/<n>/verdict-<k>.json`: how one node's processes ended."""
+
+    attempt: int
+    slot: int
+    code: int
+    reason: str
+    """Short word: done, preempted, oom, contract, checkpoint, crash, killed, not-owner, ..."""
+    message: str = ""
+    """One or a few lines for a person."""
+    rank_codes: tuple[int | None, ...] = ()
+    notice: str | None = None
+    """Reason of the stop request that was served, if any."""
+    notice_to_exit_s: float | None = None
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """`lease/<seq>.json`: which controller looks after the run, until when."""
+
+    seq: int
+    owner: str
+    expires_at: str
+    host: str = ""
+    pid: int = 0
+    boot_id: str = ""
+    start_ticks: int = 0
+    released: bool = False
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Body of a `commit` record."""
+
+    directory: str
+    """Relative to the run directory (see layout.checkpoint_dir)."""
+    step: int
+    manifest_hash: str
+    trigger: str
+    size_bytes: int
+    adapter_sha256: str
+    tier: str = "durable"
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Body of a `retire` or a `bad` record: the commit's number and why."""
+
+    commit_seq: int
+    directory: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Body of the `done` record."""
+
+    commit_seq: int
+    step: int
+    adapter_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord:
+    """One record of the log; `prev` is the SHA-256 of the bytes of the record before it."""
+
+    seq: int
+    kind: RecordKind
+    attempt: int
+    token: str
+    prev: str
+    time: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = 1
+
+    def commit(self) -> Commit:
+        return from_json(Commit, dict(self.body))
+
+    def retire(self) -> Retire:
+        return from_json(Retire, dict(self.body))
+
+    def done(self) -> Done:
+        return from_json(Done, dict(self.body))
+
+
+def encode_record(record: LogRecord) -> bytes:
+    """Canonical JSON with a checksum `sum` over all other fields."""
+    value = to_json(record)
+    value["sum"] = digest(to_json(record))
+    return canonical(value)
+
+
+def decode_record(value: Json, seq: int) -> LogRecord:
+    """Inverse of `encode_record` on parsed JSON; MalformedJson where checksum or number differ."""
+    if not isinstance(value, dict) or "sum" not in value:
+        raise MalformedJson(f"log record {seq} has no checksum")
+    body = {k: v for k, v in value.items() if k != "sum"}
+    if digest(body) != value["sum"]:
+        raise MalformedJson(f"log record {seq} does not match its checksum")
+    record = from_json(LogRecord, body)
+    if record.seq != seq:
+        raise MalformedJson(f"log record {seq} calls itself {record.seq}")
+    _check_body(record)
+    return record
+
+
+def _check_body(record: LogRecord) -> None:
+    if record.kind == "commit":
+        record.commit()
+    elif record.kind in ("retire", "bad"):
+        record.retire()
+    elif record.kind == "done":
+        record.done()

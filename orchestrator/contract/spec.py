@@ -1,0 +1,96 @@
+"""What travels with a submission to the node, and what a rank is told when it may start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.resolved import ResolvedJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """All that an agent needs to start; small, plain JSON, free of secrets."""
+
+    run_id: str
+    storage: str
+    """URI (or absolute path) of the run directory."""
+    submission: int
+    backend: str
+    nodes: int
+    gpus_per_node: int
+    grace_s: float
+    signals: tuple[str, ...]
+    python: str
+    """Interpreter of helper and ranks."""
+    trainer_module: str = "trainer"
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Plain variables of the job, added to every rank's environment."""
+    secrets_file: str | None = None
+    """0600 JSON file of secret variables, read at each attempt."""
+    devices_dir: str | None = None
+    """Folder of the device locks (local backend); None = the scheduler hands out devices."""
+    max_parallel_runs: int = 1
+    """Runs that may share this machine's CPU (local backend, no GPU)."""
+    scratch_dir: str | None = None
+    """Node-local folder for small temporary files; None = the system's."""
+    node_lost_s: float = 60.0
+    """A peer whose heartbeat stands still for so long is lost."""
+    allow_change: tuple[str, ...] = ()
+    """Fields of the resume contract that may differ in this submission."""
+    resolved: str = "resolved.json"
+    """The resolved job of this submission, relative to the run directory."""
+    schema: int = 1
+
+
+StartKind = Literal["latest", "checkpoint", "weights", "scratch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFrom:
+    """Where the user wants a run to start from; kept over all later submissions.
+
+    Commits after record `after_seq` of the log win over `ref`: once the run has made
+    progress from the chosen point, it goes on from that progress.
+    """
+
+    kind: StartKind = "latest"
+    ref: str | None = None
+    """A checkpoint's directory in the run directory, or an absolute path elsewhere."""
+    after_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPoint:
+    """What this attempt really starts from, chosen after its fence stands."""
+
+    kind: Literal["fresh", "checkpoint", "weights"]
+    step: int = 0
+    directory: str | None = None
+    """Absolute local directory with the verified files."""
+    commit_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What the agent tells its ranks once the attempt is claimed and the checkpoint chosen."""
+
+    run_id: str
+    attempt: int
+    slot: int
+    master_addr: str
+    master_port: int
+    storage: str
+    job: ResolvedJob
+    plan: BatchPlan
+    start: StartPoint
+    grace_s: float
+    facts: Mapping[str, Any]
+    """The resume contract's facts of this attempt, to be stored in every manifest."""
+    log_seq: int
+    """Last record of the log that the helper has read."""
+    allow_change: tuple[str, ...] = ()
+    """Fields of the resume contract that the user allowed to differ."""
+    schema: int = 1

@@ -1,0 +1,32 @@
+"""summary.json: the few figures that `status` needs, written by a run's helper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """State of the newest attempt as its helper sees it; at most 10 s old while it lives."""
+
+    run_id: str
+    attempt: int
+    phase: str
+    """starting, training, evaluating, stopping, ended."""
+    step: int
+    total_steps: int
+    loss: float | None
+    learning_rate: float | None
+    step_seconds: float | None
+    """Median seconds of a step in this attempt."""
+    save_seconds: float | None
+    """Seconds that the last save took, from start to committed."""
+    checkpoint_step: int | None
+    checkpoint_time: str | None
+    checkpoint_verified: bool
+    preemptions: int
+    lost_steps: int
+    """Steps of earlier attempts that had to be computed again."""
+    eta_s: float | None
+    time: str
+    schema: int = 1
