@@ -1,0 +1,172 @@
+"""What to do with a run next. One pure function; the controller carries it out.
+
+done                                   -> Finish
+cancelled, the job still there         -> Stop
+cancelled, the job gone                -> Cancel
+the job pending, running or unknown    -> Wait
+the job gone, last attempt ended with
+    75, 76                             -> Requeue (free; ten without a commit: Hold)
+    79                                 -> Requeue (somebody else's start was stale)
+    77, plan can shrink                -> Requeue (free)
+    78 contract, checkpoint            -> Hold, naming the flag that would allow it
+    78 otherwise                       -> Fail
+    a crash                            -> Requeue after a back-off, Fail past the budget
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.contract.codes import ExitCode
+from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
+from orchestrator.domain.verdict import Verdict
+
+FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
+HOLDING_REASONS = ("contract", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is done: record it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Cancelled by a tombstone while the job is still there: cancel the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancelled, and nothing is left of it: record it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Submit the next attempt, not before `not_before` (seconds since the epoch)."""
+
+    reason: str
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A person must look; `next_flags` is what `resume` would need."""
+
+    reason: str
+    message: str
+    next_flags: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The end without success."""
+
+    reason: str
+    message: str
+
+
+Decision = Wait | Finish | Stop | Cancel | Requeue | Hold | Fail
+
+
+def decide(facts: RunFacts) -> Decision:
+    """The one decision (see the table above)."""
+    if facts.done:
+        return Finish()
+    here = facts.backend in ("pending", "running", "unknown")
+    if facts.tombstone:
+        return Stop() if here else Cancel()
+    if here:
+        return Wait(f"the job is {facts.backend}")
+    if facts.backend == "absent":
+        return Requeue("never submitted")
+    return _after_end(facts)
+
+
+def _after_end(facts: RunFacts) -> Decision:
+    last = facts.last
+    if last is None or last.submission < facts.newest_submission or last.verdict is None:
+        return _ended_unclaimed(facts)
+    verdict = last.verdict
+    if verdict.code in FREE:
+        return _after_preemption(facts, verdict)
+    if verdict.code == ExitCode.OUT_OF_MEMORY and last.oom_can_shrink:
+        return Requeue("out of memory: a smaller micro-batch")
+    if verdict.code == ExitCode.REFUSED:
+        return _refused(verdict)
+    return _after_failure(facts, verdict)
+
+
+def _ended_unclaimed(facts: RunFacts) -> Decision:
+    """The newest submission ended before its agent wrote anything: killed while starting."""
+    return _held_without_commit(facts) or Requeue(
+        "ended before it started", (facts.submitted_at or 0.0) + facts.policy.backoff_base_s
+    )
+
+
+def _after_preemption(facts: RunFacts, verdict: Verdict) -> Decision:
+    return _held_without_commit(facts) or Requeue(verdict.reason)
+
+
+def _held_without_commit(facts: RunFacts) -> Hold | None:
+    limit = facts.policy.max_attempts_without_commit
+    recent = facts.attempts[-limit:]
+    if len(recent) < limit or any(a.commits for a in recent):
+        return None
+    policy = facts.policy
+    saved = "unknown" if facts.save_seconds is None else f"{facts.save_seconds:.1f} s"
+    return Hold(
+        "no-progress",
+        f"{limit} attempts in a row ended without a new checkpoint (a save takes {saved}, "
+        f"grace {policy.grace_s:.0f} s, interval {policy.every_steps or 'by time'} steps)",
+    )
+
+
+def _refused(verdict: Verdict) -> Decision:
+    if verdict.reason == "contract":
+        return Hold(verdict.reason, verdict.message, "--allow-change FIELD")
+    if verdict.reason == "checkpoint":
+        return Hold(verdict.reason, verdict.message, "--restart-from weights|scratch")
+    return Fail(verdict.reason, verdict.message)
+
+
+def _after_failure(facts: RunFacts, verdict: Verdict) -> Decision:
+    failures = failures_without_progress(facts.attempts)
+    if failures >= facts.policy.max_failures_without_progress:
+        return Fail(
+            verdict.reason,
+            f"{failures} failures without a new checkpoint; the last: {verdict.message}",
+        )
+    last = facts.attempts[-1]
+    return Requeue(
+        f"failed ({verdict.reason})",
+        (last.ended_at or 0.0) + backoff_s(facts.policy, failures),
+    )
+
+
+def failures_without_progress(attempts: tuple[AttemptFacts, ...]) -> int:
+    """Failing attempts since the last one that committed anything."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.commits:
+            return count + (1 if _is_failure(attempt) and count == 0 else 0)
+        count += _is_failure(attempt)
+    return count
+
+
+def _is_failure(attempt: AttemptFacts) -> bool:
+    verdict = attempt.verdict
+    if verdict is None or verdict.code == ExitCode.DONE or verdict.code in FREE:
+        return False
+    return not (verdict.code == ExitCode.OUT_OF_MEMORY and attempt.oom_can_shrink)
+
+
+def backoff_s(policy: Policy, failures: int) -> float:
+    """Seconds to wait before the next try: base, twice, four times, ... up to the cap."""
+    return float(min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** max(0, failures - 1)))

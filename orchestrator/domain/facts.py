@@ -1,0 +1,65 @@
+"""What is known of a run at one moment: the input of `decide` and of the states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.domain.verdict import Verdict
+
+BackendPhase = Literal["pending", "running", "gone", "unknown", "absent"]
+"""pending: accepted, not started; gone: it ran or was removed; absent: never submitted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFacts:
+    """One attempt; `verdict` is None while it may live."""
+
+    number: int
+    submission: int
+    verdict: Verdict | None = None
+    ended_at: float | None = None
+    commits: int = 0
+    """Commits by this attempt."""
+    oom_can_shrink: bool = True
+    """For code 77: whether the batch plan was above its floor."""
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The budgets of a run; seconds where the name says so."""
+
+    max_failures_without_progress: int = 3
+    max_attempts_without_commit: int = 10
+    backoff_base_s: float = 60.0
+    backoff_cap_s: float = 1800.0
+    grace_s: float = 60.0
+    every_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """Everything `decide` looks at."""
+
+    attempts: tuple[AttemptFacts, ...] = ()
+    newest_submission: int = 0
+    submitted_at: float | None = None
+    backend: BackendPhase = "absent"
+    backend_since: float | None = None
+    """For `unknown`: since when the backend cannot be asked."""
+    requeues_itself: bool = False
+    """The backend starts the job again without being asked (Slurm)."""
+    done: bool = False
+    tombstone: bool = False
+    policy: Policy = Policy()
+    save_seconds: float | None = None
+    """Measured seconds of the last save."""
+
+    @property
+    def last(self) -> AttemptFacts | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def preemptions(self) -> int:
+        return sum(1 for a in self.attempts if a.verdict and a.verdict.code in (75, 76))

@@ -1,0 +1,68 @@
+"""How an attempt ended: a function of what is stored, whatever the processes returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.contract.codes import CRASH, ExitCode
+from orchestrator.contract.records import LogRecord, SlotRecord, StopRecord, VerdictRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Exit code of an attempt as a whole, a short reason and a message for a person."""
+
+    code: int
+    reason: str
+    message: str = ""
+
+
+def attempt_verdict(
+    attempt: int,
+    records: Sequence[LogRecord],
+    slots: Sequence[SlotRecord],
+    stops: Sequence[StopRecord],
+    verdicts: Sequence[VerdictRecord],
+) -> Verdict:
+    """The verdict of an attempt that has ended on every node.
+
+    A claimed slot without a verdict counts as killed. Errors after a notice are no crash.
+    """
+    if any(r.kind == "done" for r in records):
+        return Verdict(ExitCode.DONE, "done")
+    if _committed_at_notice(attempt, records):
+        return Verdict(ExitCode.PREEMPTED, "preempted", _notice_text(stops, verdicts))
+    fence = max((r.attempt for r in records if r.kind == "fence"), default=0)
+    if fence > attempt:
+        return Verdict(ExitCode.NOT_OWNER, "fenced", f"replaced by attempt {fence}")
+    if stops or any(v.notice for v in verdicts):
+        return Verdict(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", _notice_text(stops, verdicts))
+    return _without_notice(slots, verdicts)
+
+
+def _committed_at_notice(attempt: int, records: Sequence[LogRecord]) -> bool:
+    return any(
+        r.kind == "commit" and r.attempt == attempt and r.commit().trigger == "notice"
+        for r in records
+    )
+
+
+def _without_notice(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecord]) -> Verdict:
+    by_code = {v.code: v for v in verdicts}
+    for code in (ExitCode.OUT_OF_MEMORY, ExitCode.REFUSED):
+        if code in by_code:
+            return Verdict(code, by_code[code].reason, by_code[code].message)
+    crash = next((v for v in verdicts if v.code not in (0, ExitCode.NOT_OWNER)), None)
+    if crash is not None:
+        return Verdict(CRASH, crash.reason, crash.message)
+    silent = sorted({s.slot for s in slots} - {v.slot for v in verdicts})
+    if silent or not verdicts:
+        names = ", ".join(map(str, silent)) or "none claimed"
+        return Verdict(CRASH, "killed", f"no verdict from node(s): {names}")
+    return Verdict(CRASH, "no-done", "the processes ended without finishing the run")
+
+
+def _notice_text(stops: Sequence[StopRecord], verdicts: Sequence[VerdictRecord]) -> str:
+    reasons = {s.reason for s in stops} | {v.notice for v in verdicts if v.notice}
+    return ", ".join(sorted(reasons))

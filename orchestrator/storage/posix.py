@@ -1,0 +1,241 @@
+"""Storage on a file system that follows POSIX: local disks, NFS, Lustre, GPFS.
+
+Durable means: file and directory fsynced. `create` uses link(2), which is atomic on NFS
+too, and O_EXCL where the file system knows no hard links.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from orchestrator.contract.manifest import FileEntry
+from orchestrator.errors import StorageError, UserError
+from orchestrator.storage.hashing import ContentHash
+from orchestrator.storage.protocol import Created, Entry, NotFound, Sink, Taken
+
+_TMP = ".tmp-"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class PosixStorage:
+    """Objects are files below `root`; created 0600 in folders 0700 (0660/2770 if shared)."""
+
+    def __init__(self, root: Path, *, group_sharing: bool = False) -> None:
+        self._root = root
+        self._file_mode = 0o660 if group_sharing else 0o600
+        self._dir_mode = 0o2770 if group_sharing else 0o700
+
+    @property
+    def uri(self) -> str:
+        return str(self._root)
+
+    def check_private(self) -> None:
+        """Refuse a root that others could write (UserError); a missing one is fine."""
+        try:
+            mode = stat.S_IMODE(self._root.stat().st_mode)
+        except FileNotFoundError:
+            return
+        forbidden = 0o002 if self._file_mode & 0o060 else 0o022
+        if mode & forbidden:
+            raise UserError(
+                f"{self._root} can be written by others (mode {mode:04o})",
+                hint=f"chmod {'o-w' if forbidden == 0o002 else 'go-w'} {self._root}",
+            )
+
+    def local_path(self, path: str) -> Path | None:
+        return self._at(path)
+
+    def get(self, path: str) -> bytes:
+        with _translated(path):
+            return self._at(path).read_bytes()
+
+    def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
+        with _translated(path), self._at(path).open("rb", buffering=0) as file:
+            buffer = bytearray(chunk_bytes)
+            while count := file.readinto(buffer):
+                yield memoryview(buffer)[:count]
+
+    def put(self, path: str, data: bytes) -> None:
+        with _translated(path):
+            target = self._at(path)
+            tmp = self._write_tmp(target, data)
+            os.replace(tmp, target)
+            _fsync_dir(target.parent)
+
+    def create(self, path: str, data: bytes) -> Created | Taken:
+        with _translated(path):
+            target = self._at(path)
+            if target.exists():
+                return self._settle(target, data)
+            tmp = self._write_tmp(target, data)
+            try:
+                try:
+                    os.link(tmp, target)
+                except FileExistsError:
+                    return self._settle(target, data)
+                except OSError as fault:
+                    if fault.errno not in _NO_LINKS:
+                        raise
+                    return self._create_exclusive(target, data)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(tmp)
+            _fsync_dir(target.parent)
+            return Created()
+
+    def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
+        with _translated(prefix):
+            folder = self._at(prefix) if prefix else self._root
+            return sorted(self._walk(folder, deep=deep), key=lambda entry: entry.path)
+
+    def delete(self, path: str) -> None:
+        with _translated(path):
+            target = self._at(path)
+            with suppress(FileNotFoundError):
+                target.unlink()
+            self._drop_empty(target.parent)
+
+    @contextmanager
+    def write_stream(self, path: str) -> Iterator[Sink]:
+        with _translated(path):
+            target = self._at(path)
+            self._make_dir(target.parent)
+            sink = _FileSink(target, self._file_mode)
+            try:
+                yield sink
+            except BaseException:
+                sink.abandon()
+                raise
+            sink.finish()
+            _fsync_dir(target.parent)
+
+    def _at(self, path: str) -> Path:
+        parts = path.strip("/").split("/")
+        if path.startswith("/") or any(p in ("", ".", "..") for p in parts):
+            raise StorageError(f"not a path inside the storage: {path!r}")
+        return self._root.joinpath(*parts)
+
+    def _walk(self, folder: Path, *, deep: bool) -> Iterator[Entry]:
+        try:
+            items = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for item in items:
+            if item.name.startswith(_TMP):
+                continue
+            if item.is_dir(follow_symlinks=False):
+                if deep:
+                    yield from self._walk(Path(item.path), deep=True)
+                continue
+            with suppress(FileNotFoundError):
+                size = item.stat(follow_symlinks=False).st_size
+                yield Entry(Path(item.path).relative_to(self._root).as_posix(), size)
+
+    def _write_tmp(self, target: Path, data: bytes) -> Path:
+        self._make_dir(target.parent)
+        tmp = target.parent / f"{_TMP}{secrets.token_hex(8)}"
+        with _open_new(tmp, self._file_mode) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return tmp
+
+    def _create_exclusive(self, target: Path, data: bytes) -> Created | Taken:
+        try:
+            file = _open_new(target, self._file_mode)
+        except FileExistsError:
+            return self._settle(target, data)
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _fsync_dir(target.parent)
+        return Created()
+
+    def _settle(self, target: Path, data: bytes) -> Created | Taken:
+        there = target.read_bytes()
+        if there != data:
+            return Taken(there)
+        _fsync_dir(target.parent)
+        return Created()
+
+    def _make_dir(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+                path.chmod(self._dir_mode)
+            _fsync_dir(path.parent)
+
+    def _drop_empty(self, folder: Path) -> None:
+        while folder != self._root and self._root in folder.parents:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+
+class _FileSink:
+    """A file that is written once, hashed, and synced when finished."""
+
+    def __init__(self, target: Path, mode: int) -> None:
+        with suppress(FileNotFoundError):
+            target.unlink()
+        self._file = _open_new(target, mode)
+        self._content = ContentHash()
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        view = memoryview(data).cast("B")
+        self._content.update(view)
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def entry(self, path: str) -> FileEntry:
+        return self._content.entry(path)
+
+    def finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as fault:
+        raise NotFound(f"{path}: not found") from fault
+    except OSError as fault:
+        raise StorageError(f"{path}: {fault.strerror or fault}") from fault
+
+
+def _open_new(path: Path, mode: int) -> BinaryIO:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    os.fchmod(fd, mode)
+    return os.fdopen(fd, "wb", buffering=1 << 20)
+
+
+def _fsync_dir(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

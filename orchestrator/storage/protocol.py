@@ -1,0 +1,96 @@
+"""The storage protocol: few verbs, no rename, no append, no directories.
+
+Paths are relative to the storage's root and use `/`. Everything that `put`, `create`
+and a closed stream acknowledge is durable: it survives a power loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.contract.manifest import FileEntry
+from orchestrator.errors import StorageError
+
+
+class NotFound(StorageError):
+    """No object of that name."""
+
+    exit_code = 73
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The object did not exist and is now ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Somebody else's object stands there."""
+
+    by: bytes
+    """Its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    path: str
+    size_bytes: int
+
+
+class Sink(Protocol):
+    """A file being written from start to end, hashed on the way."""
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def entry(self, path: str) -> FileEntry:
+        """Size and hash of what was written, once the stream is closed; `path` as given."""
+
+
+class Storage(Protocol):
+    """A root under which objects live. All errors are StorageError, NotFound among them."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def get(self, path: str) -> bytes:
+        """The whole object. NotFound if there is none."""
+
+    def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
+        """The object in chunks, each valid until the next one. NotFound at the first."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write or replace, atomically: a reader sees the old or the new bytes."""
+
+    def create(self, path: str, data: bytes) -> Created | Taken:
+        """Write if nothing is there; exactly one of any number of racing writers wins.
+
+        `data` must hold a token of its writer: an object equal to `data` is our own, whose
+        reply was lost, and counts as Created.
+        """
+
+    def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
+        """Objects directly below `prefix` (which ends with `/` or is empty); all below if deep.
+
+        Sorted by path. May miss an object that is being created; never decide who owns
+        something by a listing.
+        """
+
+    def delete(self, path: str) -> None:
+        """Remove; no error if it is not there."""
+
+    def write_stream(self, path: str) -> AbstractContextManager[Sink]:
+        """Write a large object from start to end; durable when the context ends.
+
+        Left by an exception, nothing of that name is promised: no reader may look at it.
+        """
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the object lies on this machine, or None for a remote storage."""
