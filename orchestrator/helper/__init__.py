@@ -1,0 +1,3 @@
+"""The agent's storage helper: everything of an attempt that touches the run directory
+and is not a checkpoint. A process of its own, so that a slow storage never delays a signal.
+"""

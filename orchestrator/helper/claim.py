@@ -1,0 +1,189 @@
+"""Claiming: the attempt, its fence, this node's slot, and where the ranks meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from orchestrator.agent.identity import Identity
+from orchestrator.clock import Clock, iso
+from orchestrator.contract.codes import ExitCode
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.records import ClaimRecord, SlotRecord, SubmissionRecord
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.domain.batch import PlanInForce, plan_in_force
+from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
+from orchestrator.domain.verdict import attempt_verdict
+from orchestrator.errors import CheckpointError, NotOwner, StorageError
+from orchestrator.storage import attempts
+from orchestrator.storage.checkpoints import live_commits, read_manifest
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.runlog import LogView, RunLog
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What this agent holds."""
+
+    claim: ClaimRecord
+    slot: SlotRecord
+
+
+class Claimer:
+    """Carries out the start rule for one agent."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        log: RunLog,
+        clock: Clock,
+        spec: TrainSpec,
+        identity: Identity,
+        token: str,
+    ) -> None:
+        self._storage = storage
+        self._log = log
+        self._clock = clock
+        self._spec = spec
+        self._identity = identity
+        self._token = token
+
+    def claim(self, job: ResolvedJob) -> Claimed:
+        """Claim or join the attempt, fence it, take a slot. Raises NotOwner if stale."""
+        record = self._claim_attempt(job)
+        self._fence(record)
+        return Claimed(record, self._take_slot(record.attempt))
+
+    def _claim_attempt(self, job: ResolvedJob) -> ClaimRecord:
+        while True:
+            view = self._log.read()
+            submissions = attempts.read_submissions(self._storage)
+            claims = attempts.read_claims(self._storage)
+            outcome = may_start(
+                self._starter(),
+                claims,
+                max((s.number for s in submissions), default=0),
+                tombstone=attempts.has_tombstone(self._storage),
+                done=view.is_done(),
+            )
+            if isinstance(outcome, Stale):
+                raise NotOwner(outcome.reason)
+            if isinstance(outcome, MayJoin):
+                return outcome.claim
+            plan = self._plan(job, view, claims, submissions)
+            record = self._new_claim(outcome, plan)
+            if attempts.create_claim(self._storage, record) is None:
+                return record
+
+    def _starter(self) -> Starter:
+        me = self._identity
+        return Starter(self._spec.submission, me.backend_id, me.restart_count)
+
+    def _new_claim(self, outcome: MayClaim, plan: PlanInForce) -> ClaimRecord:
+        return ClaimRecord(
+            attempt=outcome.attempt,
+            submission=self._spec.submission,
+            backend_id=self._identity.backend_id,
+            restart_count=self._identity.restart_count,
+            token=self._token,
+            plan=plan.plan,
+            plan_reason=plan.reason,
+            host=self._identity.host,
+            time=iso(self._clock.now()),
+        )
+
+    def _plan(
+        self,
+        job: ResolvedJob,
+        view: LogView,
+        claims: list[ClaimRecord],
+        submissions: list[SubmissionRecord],
+    ) -> PlanInForce:
+        saved, since = self._saved_plan(view)
+        ooms = sum(
+            1
+            for c in claims
+            if c.attempt >= since and self._verdict_code(c.attempt, view) == ExitCode.OUT_OF_MEMORY
+        )
+        mine = next((s for s in submissions if s.number == self._spec.submission), None)
+        first = not any(c.submission == self._spec.submission for c in claims)
+        reset = mine is not None and mine.reset_batch_plan and first
+        return plan_in_force(job.batch, saved, ooms, reset=reset)
+
+    def _saved_plan(self, view: LogView) -> tuple[BatchPlan | None, int]:
+        for record in reversed(live_commits(view)):
+            body = record.commit()
+            try:
+                manifest = read_manifest(self._storage, body.directory, body.manifest_hash)
+            except CheckpointError:
+                continue
+            return manifest.plan, record.attempt
+        return None, 0
+
+    def _verdict_code(self, attempt: int, view: LogView) -> int:
+        return attempt_verdict(
+            attempt,
+            view.records,
+            attempts.read_slots(self._storage, attempt),
+            attempts.read_stops(self._storage, attempt),
+            attempts.read_verdicts(self._storage, attempt),
+        ).code
+
+    def _fence(self, claim: ClaimRecord) -> None:
+        """The claim's creator fences; who joins waits until the fence stands."""
+        if claim.token == self._token:
+            self._log.append("fence", claim.attempt, token=f"fence-{claim.token}")
+            return
+        deadline = self._clock.monotonic() + self._spec.node_lost_s
+        while (fence := self._log.read().fence()) < claim.attempt:
+            if self._clock.monotonic() > deadline:
+                raise StorageError(f"attempt {claim.attempt} was claimed but never fenced")
+            self._clock.sleep(POLL_S)
+        if fence > claim.attempt:
+            raise NotOwner(f"attempt {claim.attempt} has been replaced by attempt {fence}")
+
+    def _take_slot(self, attempt: int) -> SlotRecord:
+        wanted = self._identity.slot
+        numbers = range(self._spec.nodes) if wanted is None else [wanted]
+        address, port = _meeting_point(self._spec.nodes)
+        for number in numbers:
+            record = SlotRecord(
+                attempt=attempt,
+                slot=number,
+                token=self._token,
+                host=self._identity.host,
+                address=address,
+                port=port,
+                pid=os.getppid(),
+                backend_id=self._identity.backend_id,
+                time=iso(self._clock.now()),
+            )
+            holder = attempts.create_slot(self._storage, record)
+            if holder is None:
+                return record
+            if holder.token == self._token:
+                return holder
+        raise NotOwner(f"every slot of attempt {attempt} is taken")
+
+    def master(self, attempt: int) -> SlotRecord:
+        """Slot 0, waited for up to `node_lost_s`."""
+        deadline = self._clock.monotonic() + self._spec.node_lost_s
+        while True:
+            slots = attempts.read_slots(self._storage, attempt)
+            if slots and slots[0].slot == 0:
+                return slots[0]
+            if self._clock.monotonic() > deadline:
+                raise StorageError(f"node 0 of attempt {attempt} did not appear")
+            self._clock.sleep(POLL_S)
+
+
+def _meeting_point(nodes: int) -> tuple[str, int]:
+    """An address others can reach and a port that is free now."""
+    address = "127.0.0.1" if nodes == 1 else socket.gethostbyname(socket.gethostname())
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return address, int(probe.getsockname()[1])

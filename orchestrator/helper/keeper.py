@@ -1,0 +1,107 @@
+"""Retention beside training: verify what was committed, then give up what is older."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.contract import layout
+from orchestrator.domain.choose import to_retire
+from orchestrator.errors import CheckpointError, NotOwner, StorageError
+from orchestrator.storage import checkpoints
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.runlog import RunLog
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+class Keeper:
+    """One background thread of slot 0's helper; its only state is what it has verified."""
+
+    def __init__(self, storage: Storage, attempt: int, keep_last: int, report: Report) -> None:
+        self._storage = storage
+        self._log = RunLog(storage)
+        self._attempt = attempt
+        self._keep_last = keep_last
+        self._report = report
+        self._verified: set[int] = set()
+        self._wanted: queue.Queue[str] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+
+    def start(self, resumed_from: int | None) -> None:
+        """Begin; the commit resumed from has been verified already."""
+        if resumed_from is not None:
+            self._verified.add(resumed_from)
+        self._wanted.put("clean")
+        self._thread.start()
+
+    def committed(self) -> None:
+        """A new checkpoint stands: look after it."""
+        self._wanted.put("retain")
+
+    def finish(self, seconds: float) -> None:
+        """End after what is queued, waiting at most `seconds`."""
+        self._wanted.put("end")
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while (task := self._wanted.get()) != "end":
+            try:
+                if task == "clean":
+                    self.clean_leftovers()
+                else:
+                    self.retain()
+            except NotOwner:
+                return
+            except (StorageError, CheckpointError) as fault:
+                self._report("warning", {"message": f"retention: {fault.message}"})
+
+    def retain(self) -> None:
+        """Verify the newest checkpoint and give up those beyond `keep_last`."""
+        live = checkpoints.live_commits(self._log.read())
+        if live and live[-1].seq not in self._verified:
+            newest = live[-1]
+            try:
+                checkpoints.verify(self._storage, newest)
+            except CheckpointError as fault:
+                checkpoints.mark_bad(self._log, self._attempt, newest, fault.message)
+                self._report(
+                    "checkpoint_bad",
+                    {
+                        "directory": newest.commit().directory,
+                        "step": newest.commit().step,
+                        "reason": fault.message,
+                    },
+                )
+                return
+            self._verified.add(newest.seq)
+            self._report("verified", {"step": newest.commit().step, "seq": newest.seq})
+        for record in to_retire(live, keep_last=self._keep_last, verified=self._verified):
+            checkpoints.retire(self._storage, self._log, self._attempt, record, "keep_last")
+            self._report(
+                "retired",
+                {
+                    "step": record.commit().step,
+                    "directory": record.commit().directory,
+                },
+            )
+
+    def clean_leftovers(self) -> None:
+        """Remove files of earlier (fenced) attempts that no living record names."""
+        view = self._log.read()
+        named = {
+            r.commit().directory
+            for r in view.records
+            if r.kind == "commit" and r.seq not in _retired(view.records)
+        }
+        for attempt in range(1, self._attempt):
+            folder = f"{layout.attempt_dir(attempt)}checkpoints/"
+            found = {"/".join(e.path.split("/")[:4]) for e in self._storage.list(folder, deep=True)}
+            for directory in sorted(found - named):
+                checkpoints.remove_files(self._storage, directory)
+
+
+def _retired(records: Any) -> set[int]:
+    return {r.retire().commit_seq for r in records if r.kind == "retire"}

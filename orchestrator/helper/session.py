@@ -1,0 +1,381 @@
+"""The helper's life: claim, check, choose, assign; then report, watch and keep; then settle."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.agent.identity import Identity
+from orchestrator.clock import Clock, iso
+from orchestrator.contract import layout
+from orchestrator.contract.codes import CRASH, ExitCode
+from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
+from orchestrator.contract.records import SubmissionRecord, VerdictRecord
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
+from orchestrator.contract.wire import LineBuffer, Message, encode
+from orchestrator.domain.verdict import attempt_verdict
+from orchestrator.errors import (
+    CheckpointError,
+    ContractRefused,
+    NotOwner,
+    QvlError,
+    StorageError,
+    UserError,
+)
+from orchestrator.helper import facts as fact_sheet
+from orchestrator.helper import history
+from orchestrator.helper.choose import Chooser
+from orchestrator.helper.claim import Claimed, Claimer
+from orchestrator.helper.journal import Journal, SummaryWriter
+from orchestrator.helper.keeper import Keeper
+from orchestrator.helper.watch import Watcher
+from orchestrator.storage import attempts
+from orchestrator.storage.protocol import NotFound, Storage
+from orchestrator.storage.runlog import RunLog
+
+TICK_S = 0.2
+FINISH_S = 10.0
+
+
+class Session:
+    """One helper process. The agent at the other end of `link` outlives it."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        spec: TrainSpec,
+        identity: Identity,
+        token: str,
+        link: socket.socket,
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._spec = spec
+        self._link = link
+        self._log = RunLog(storage, clock)
+        self._claimer = Claimer(storage, self._log, clock, spec, identity, token)
+        self._inbox: queue.Queue[Message | None] = queue.Queue()
+        self._claimed: Claimed | None = None
+        self._journal: Journal | None = None
+        self._summary: SummaryWriter | None = None
+        self._watcher: Watcher | None = None
+        self._keeper: Keeper | None = None
+
+    def run(self, *, rejoin: bool) -> int:
+        """Start (or take up again) the attempt and serve until the agent is done."""
+        threading.Thread(target=self._listen, name="inbox", daemon=True).start()
+        try:
+            job = self._read_job()
+            self._claimed = self._claimer.claim(job)
+            self._open(job)
+            if not rejoin:
+                self._assign(job)
+            else:
+                self._event("warning", {"message": "the storage helper was restarted"})
+        except QvlError as fault:
+            return self._refuse(fault)
+        self._serve()
+        return 0
+
+    # --- start
+
+    def _read_job(self) -> ResolvedJob:
+        path = self._spec.resolved
+        try:
+            return from_json(ResolvedJob, loads(self._storage.get(path)))
+        except NotFound:
+            raise UserError(f"{path} is missing in {self._storage.uri}") from None
+        except MalformedJson as fault:
+            raise UserError(f"{path} is damaged: {fault}") from None
+
+    def _open(self, job: ResolvedJob) -> None:
+        claimed = self._held()
+        attempt, slot = claimed.claim.attempt, claimed.slot.slot
+        spec = self._spec
+        self._journal = Journal(self._storage, self._clock, attempt, slot, spec.gpus_per_node)
+        self._watcher = Watcher(
+            self._storage,
+            self._clock,
+            attempt=attempt,
+            slot=slot,
+            nodes=spec.nodes,
+            grace_s=spec.grace_s,
+            node_lost_s=spec.node_lost_s,
+        )
+        self._event(
+            "claimed",
+            {
+                "submission": claimed.claim.submission,
+                "backend_id": claimed.claim.backend_id,
+                "host": claimed.slot.host,
+                "micro": claimed.claim.plan.micro,
+                "accumulation": claimed.claim.plan.accumulation,
+                "plan": claimed.claim.plan_reason,
+            },
+        )
+        if slot == 0:
+            first = history.first_summary(self._storage, self._log.read(), spec.run_id, attempt)
+            self._summary = SummaryWriter(self._storage, self._clock, first)
+            self._summary.write(force=True)
+            self._keeper = Keeper(
+                self._storage, attempt, job.checkpoint.keep_last, self._from_keeper
+            )
+
+    def _assign(self, job: ResolvedJob) -> None:
+        claimed = self._held()
+        facts = fact_sheet.collect(job, self._storage)
+        point = self._start_point(job, facts)
+        master = self._claimer.master(claimed.claim.attempt)
+        assignment = Assignment(
+            run_id=self._spec.run_id,
+            attempt=claimed.claim.attempt,
+            slot=claimed.slot.slot,
+            master_addr=master.address,
+            master_port=master.port,
+            storage=self._storage.uri,
+            job=job,
+            plan=claimed.claim.plan,
+            start=point,
+            grace_s=self._spec.grace_s,
+            facts=facts,
+            log_seq=self._log.read().last_seq,
+        )
+        self._send("assigned", {"assignment": to_json(assignment)})
+
+    def _start_point(self, job: ResolvedJob, facts: Mapping[str, Any]) -> StartPoint:
+        claimed = self._held()
+        path = layout.start_point(claimed.claim.attempt)
+        if claimed.slot.slot != 0:
+            return self._wait_for_start(path)
+        chooser = Chooser(
+            self._storage,
+            self._log,
+            claimed.claim.attempt,
+            facts,
+            job.resume_versions,
+            self._spec.allow_change,
+            self._event,
+        )
+        point = chooser.choose(self._submission().start)
+        self._storage.put(path, canonical(to_json(point)))
+        if self._summary is not None:
+            lost = history.lost_steps(self._storage, claimed.claim.attempt, point.step)
+            self._summary.change(
+                step=point.step,
+                lost_steps=self._summary.now.lost_steps + lost,
+                checkpoint_verified=point.kind == "checkpoint",
+            )
+        if self._keeper is not None:
+            self._keeper.start(point.commit_seq)
+        return point
+
+    def _wait_for_start(self, path: str) -> StartPoint:
+        deadline = self._clock.monotonic() + self._spec.node_lost_s * 5
+        while self._clock.monotonic() < deadline:
+            try:
+                return from_json(StartPoint, loads(self._storage.get(path)))
+            except NotFound:
+                self._clock.sleep(TICK_S)
+        raise StorageError("node 0 did not choose what to start from")
+
+    def _submission(self) -> SubmissionRecord:
+        for record in attempts.read_submissions(self._storage):
+            if record.number == self._spec.submission:
+                return record
+        raise UserError(f"submission {self._spec.submission} is missing in the run directory")
+
+    def _refuse(self, fault: QvlError) -> int:
+        """Say no: to the agent, and in the run directory if the attempt is ours."""
+        code, reason = _refusal_code(fault)
+        if self._claimed is not None:
+            self._event("error", {"message": str(fault), "reason": reason})
+            self._store_verdict({"code": code, "reason": reason, "message": str(fault)})
+            self._close()
+        self._send("refused", {"code": code, "reason": reason, "message": str(fault)})
+        return 0
+
+    # --- serve
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                message = self._inbox.get(timeout=TICK_S)
+            except queue.Empty:
+                message = {"t": "tick"}
+            if message is None:
+                self._close()
+                return
+            if message["t"] == "outcome":
+                self._settle(message)
+                return
+            self._take(message)
+            self._look_around()
+
+    def _take(self, message: Message) -> None:
+        kind = message["t"]
+        rank = message.get("rank")
+        if kind == "log" and self._journal is not None:
+            self._journal.log(int(rank or 0), str(message.get("line")))
+        elif kind == "event":
+            self._take_event(str(message.get("kind")), message.get("data") or {}, rank)
+        elif kind == "progress" and self._summary is not None and rank == 0:
+            self._summary.progress(message)
+        elif kind == "phase":
+            self._take_phase(str(message.get("phase")), message, rank)
+        elif kind == "notice":
+            self._take_notice(message)
+
+    def _take_event(self, kind: str, data: Mapping[str, Any], rank: int | None) -> None:
+        self._event(kind, data, rank)
+        if kind == "committed" and self._summary is not None:
+            self._summary.change(
+                checkpoint_step=data.get("step"),
+                checkpoint_time=iso(self._clock.now()),
+                checkpoint_verified=False,
+                save_seconds=data.get("seconds"),
+            )
+        if kind == "committed" and self._keeper is not None:
+            self._keeper.committed()
+
+    def _take_phase(self, phase: str, message: Message, rank: int | None) -> None:
+        self._event("stage", {"stage": phase, "seconds": message.get("seconds")}, rank)
+        if rank == 0 and self._summary is not None:
+            known = ("training", "evaluating", "stopping")
+            self._summary.change(phase=phase if phase in known else "starting")
+
+    def _take_notice(self, message: Message) -> None:
+        reason, left = str(message["reason"]), float(message["seconds_left"])
+        self._event("notice", {"reason": reason, "seconds_left": left}, message.get("rank"))
+        if self._summary is not None:
+            self._summary.change(phase="stopping")
+        try:
+            if self._watcher is not None:
+                self._watcher.request(reason, left, message.get("rank"))
+        except StorageError as fault:
+            self._event("warning", {"message": f"stop request not stored: {fault.message}"})
+
+    def _look_around(self) -> None:
+        """Flush what is due, and pass on what others want of us."""
+        if self._journal is not None:
+            self._journal.flush()
+        if self._summary is not None:
+            self._summary.write()
+        try:
+            for wanted in self._watcher.poll() if self._watcher else ():
+                self._send("stop", {"reason": wanted.reason, "seconds_left": wanted.seconds_left})
+        except (StorageError, CheckpointError) as fault:
+            self._event("warning", {"message": f"stop requests unread: {fault.message}"})
+
+    # --- the end
+
+    def _settle(self, message: Message) -> None:
+        """Store this node's verdict; the attempt's code goes back to the agent."""
+        while not self._inbox.empty():
+            rest = self._inbox.get()
+            if rest is not None and rest["t"] != "outcome":
+                self._take(rest)
+        self._store_verdict(message)
+        code = self._attempt_code(int(message["code"]))
+        self._send("verdict", {"code": code})
+        if self._keeper is not None:
+            self._keeper.finish(FINISH_S if code == ExitCode.DONE else 0.0)
+        self._close()
+
+    def _attempt_code(self, own: int) -> int:
+        attempt = self._held().claim.attempt
+        try:
+            return attempt_verdict(
+                attempt,
+                self._log.read().records,
+                attempts.read_slots(self._storage, attempt),
+                attempts.read_stops(self._storage, attempt),
+                attempts.read_verdicts(self._storage, attempt),
+            ).code
+        except (StorageError, CheckpointError):
+            return own
+
+    def _store_verdict(self, fields: Mapping[str, Any]) -> None:
+        claimed = self._held()
+        record = VerdictRecord(
+            attempt=claimed.claim.attempt,
+            slot=claimed.slot.slot,
+            code=int(fields["code"]),
+            reason=str(fields["reason"]),
+            message=str(fields.get("message") or ""),
+            rank_codes=tuple(fields.get("rank_codes") or ()),
+            notice=fields.get("notice"),
+            notice_to_exit_s=fields.get("notice_to_exit_s"),
+            time=iso(self._clock.now()),
+        )
+        self._event(
+            "verdict",
+            {
+                "code": record.code,
+                "reason": record.reason,
+                "message": record.message,
+                "notice_to_exit_s": record.notice_to_exit_s,
+            },
+        )
+        try:
+            attempts.write_verdict(self._storage, record)
+        except (StorageError, CheckpointError) as fault:
+            self._event("warning", {"message": f"verdict not stored: {fault.message}"})
+
+    def _close(self) -> None:
+        if self._summary is not None:
+            self._summary.change(phase="ended", eta_s=None)
+            self._summary.write(force=True)
+        if self._journal is not None:
+            self._journal.flush(force=True)
+
+    # --- links
+
+    def _held(self) -> Claimed:
+        assert self._claimed is not None, "nothing was claimed yet"
+        return self._claimed
+
+    def _event(self, kind: str, data: Mapping[str, Any], rank: int | None = None) -> None:
+        if self._journal is not None:
+            self._journal.event(kind, data, rank)
+
+    def _from_keeper(self, kind: str, data: dict[str, Any]) -> None:
+        """Called by the keeper's thread: goes through the inbox like any other news."""
+        self._inbox.put({"t": "event", "kind": kind, "data": data})
+        if kind == "verified" and self._summary is not None:
+            self._summary.change(checkpoint_verified=True)
+
+    def _send(self, kind: str, fields: Mapping[str, Any]) -> None:
+        try:
+            self._link.sendall(encode(kind, fields))
+        except OSError:
+            self._inbox.put(None)
+
+    def _listen(self) -> None:
+        buffer = LineBuffer()
+        while True:
+            try:
+                data = self._link.recv(1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                self._inbox.put(None)
+                return
+            for message in buffer.feed(data):
+                self._inbox.put(message)
+
+
+def _refusal_code(fault: QvlError) -> tuple[int, str]:
+    if isinstance(fault, NotOwner):
+        return ExitCode.NOT_OWNER, "not-owner"
+    if isinstance(fault, ContractRefused):
+        return ExitCode.REFUSED, "contract"
+    if isinstance(fault, CheckpointError):
+        return ExitCode.REFUSED, "checkpoint"
+    if isinstance(fault, UserError):
+        return ExitCode.REFUSED, "user"
+    return CRASH, "storage"
