@@ -1,0 +1,1 @@
+"""Where jobs run. Each backend is independent of the others; the controller knows `base`."""

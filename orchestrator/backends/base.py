@@ -1,0 +1,85 @@
+"""What every backend offers: five verbs and a value that says what it can do."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.domain.facts import BackendPhase
+from orchestrator.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the controller may rely on."""
+
+    requeues_itself: bool
+    """Starts a preempted job again without being asked."""
+    keeps_id: bool
+    """A requeued job keeps its id."""
+    delivers_usr1: bool
+    multi_node: bool
+    free_to_ask: bool = False
+    """Observing costs nothing, so that `status` may do it at every call."""
+    grace_s: float | None = None
+    """Seconds between notice and kill, where the backend decides them."""
+    backoff_base_s: float = 60.0
+    """First waiting time after a failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What would be, or was, handed to the backend: `submit --dry-run` prints `text`."""
+
+    number: int
+    spec: TrainSpec
+    text: str
+    template: str | None = None
+    template_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A job as the backend sees it now."""
+
+    phase: BackendPhase
+    detail: str = ""
+
+
+class Backend(Protocol):
+    """One scheduler. Every verb may be repeated; Unreachable if it does not answer."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def prepare(self, job: ResolvedJob, spec: TrainSpec) -> Submission:
+        """Pure: the text of the submission."""
+
+    def submit(self, submission: Submission, key: str) -> str:
+        """Hand over and return the backend's id; a job with this key is found, not doubled."""
+
+    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
+        """Every id asked for, in as few questions as possible."""
+
+    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+        """Deliver a notice as the scheduler would; to one rank only if `rank` is given."""
+
+    def cancel(self, backend_id: str) -> None:
+        """End the job with its grace; no error if it has ended."""
+
+
+_BACKENDS = {"local": "orchestrator.backends.local.backend"}
+
+
+def load_backend(name: str, state_dir: Path) -> Backend:
+    """The backend of that name, imported on first use. Raises UserError if there is none."""
+    module = _BACKENDS.get(name)
+    if module is None:
+        known = ", ".join(sorted(_BACKENDS))
+        raise UserError(f"backend {name!r} is not available", hint=f"available: {known}")
+    return cast(Backend, importlib.import_module(module).create(state_dir))

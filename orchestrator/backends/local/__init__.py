@@ -1,0 +1,1 @@
+"""The embedded default: this machine, no scheduler. One process group an attempt."""

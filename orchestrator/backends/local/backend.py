@@ -1,0 +1,158 @@
+"""The local backend's five verbs. Ids are `<pid>-<start ticks>-<boot>` of the agent."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import signal as signals
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.identity import pid_of, process_id
+from orchestrator.backends.base import Capabilities, Observation, Submission
+from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.errors import InternalError, UserError
+
+CAPABILITIES = Capabilities(
+    requeues_itself=False,
+    keeps_id=False,
+    delivers_usr1=True,
+    multi_node=False,
+    free_to_ask=True,
+    backoff_base_s=2.0,
+)
+
+
+def create(state_dir: Path) -> LocalBackend:
+    """The backend whose files live below `state_dir`."""
+    return LocalBackend(state_dir)
+
+
+class LocalBackend:
+    """Jobs are agents of this machine, started detached from the submitter."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._jobs = state_dir / "jobs"
+        self._agents = state_dir / "agents"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    def prepare(self, job: ResolvedJob, spec: TrainSpec) -> Submission:
+        if job.resources.nodes != 1:
+            raise UserError("the local backend has one node", hint="set resources.nodes: 1")
+        argv = self._argv(spec, Path("SPEC_FILE"))
+        text = f"{shlex.join(argv)}\n# SPEC_FILE:\n{pretty(to_json(spec)).decode()}"
+        return Submission(number=spec.submission, spec=spec, text=text)
+
+    def submit(self, submission: Submission, key: str) -> str:
+        folder = self._jobs / key
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._agents.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            known = self._find(folder)
+            return known or self._start(folder, submission.spec)
+
+    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
+        return {identifier: self._observe(identifier) for identifier in ids}
+
+    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+        pid = pid_of(backend_id)
+        if pid is not None and rank is not None:
+            pid = self._rank_pid(backend_id, rank)
+        if pid is None:
+            raise UserError(f"job {backend_id} has no such process now")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signals.Signals[signal])
+
+    def cancel(self, backend_id: str) -> None:
+        pid = pid_of(backend_id)
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signals.SIGTERM)
+
+    def _argv(self, spec: TrainSpec, spec_file: Path) -> list[str]:
+        return [
+            spec.python,
+            "-m",
+            "orchestrator.agent",
+            str(spec_file),
+            "--agents-dir",
+            str(self._agents),
+        ]
+
+    def _start(self, folder: Path, spec: TrainSpec) -> str:
+        from orchestrator.backends.local.executor import AgentExecutor
+
+        spec_file = folder / "spec.json"
+        spec_file.write_bytes(pretty(to_json(spec)))
+        executor = AgentExecutor(folder, argv=self._argv(spec, spec_file), log=folder / "agent.log")
+        pid = executor.start()
+        identifier = process_id(pid)
+        if identifier is None:
+            raise InternalError(
+                f"the agent ended at once; its output: {folder / 'agent.log'}",
+                hint=f"is {spec.python} an interpreter with qvl-orchestrate installed?",
+            )
+        _write_whole(folder / "id", identifier)
+        return identifier
+
+    def _find(self, folder: Path) -> str | None:
+        """The job of an earlier, interrupted submission under the same key."""
+        with suppress(FileNotFoundError):
+            return (folder / "id").read_text().strip()
+        spec_file = str(folder / "spec.json")
+        for pid in (int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()):
+            if spec_file in _command_line(pid) and "orchestrator.agent" in _command_line(pid):
+                identifier = process_id(pid)
+                if identifier is not None:
+                    _write_whole(folder / "id", identifier)
+                    return identifier
+        return None
+
+    def _observe(self, identifier: str) -> Observation:
+        if pid_of(identifier) is None:
+            return Observation(phase="gone")
+        state = self._state(identifier).get("state")
+        return Observation(phase="pending" if state == "queued" else "running")
+
+    def _state(self, identifier: str) -> dict[str, Any]:
+        try:
+            state = json.loads((self._agents / f"{identifier}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def _rank_pid(self, identifier: str, rank: int) -> int | None:
+        ranks = self._state(identifier).get("ranks") or []
+        return int(ranks[rank]) if 0 <= rank < len(ranks) else None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(text)
+    tmp.replace(path)
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []

@@ -1,0 +1,167 @@
+"""What a person can ask of a run: preempt, cancel, resume, remove."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.clock import iso
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import canonical, pretty, to_json
+from orchestrator.contract.records import LogRecord
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import StartFrom, StartKind
+from orchestrator.controller.observe import Seen, observe
+from orchestrator.controller.reconcile import forget_secrets
+from orchestrator.controller.run import Run
+from orchestrator.controller.submit import start_submission
+from orchestrator.domain.facts import RunFacts
+from orchestrator.errors import CheckpointError, UserError
+from orchestrator.storage import attempts
+from orchestrator.storage.checkpoints import live_commits
+from orchestrator.storage.protocol import NotFound
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def is_live(facts: RunFacts) -> bool:
+    """True while a job of the run may be at work."""
+    return facts.backend in ("pending", "running", "unknown")
+
+
+def preempt(run: Run, signal: str, rank: int | None) -> None:
+    """Deliver a notice as the scheduler would. Raises UserError if nothing runs."""
+    seen = observe(run)
+    if not is_live(seen.facts) or seen.backend_id is None:
+        raise UserError(f"run {run.run_id} has no job now, so there is nothing to preempt")
+    run.event("preempt_requested", {"signal": signal, "rank": rank}, writer="cli")
+    run.backend.notify(seen.backend_id, signal, rank)
+
+
+def cancel(run: Run) -> bool:
+    """Cancel for good: the tombstone first, then the job. False if the run was finished."""
+    seen = observe(run)
+    if seen.facts.done:
+        return False
+    run.storage.create(layout.TOMBSTONE, canonical({"time": iso(run.clock.now()), "by": "cancel"}))
+    run.event("cancelling", {}, writer="cli")
+    if seen.backend_id is not None and is_live(seen.facts):
+        run.backend.cancel(seen.backend_id)
+    return True
+
+
+def resume(
+    run: Run,
+    *,
+    ref: str | None = None,
+    restart_from: StartKind | None = None,
+    allow_change: Sequence[str] = (),
+    reset_batch_plan: bool = False,
+    job: ResolvedJob | None = None,
+) -> int:
+    """Submit the run again; returns the submission's number.
+
+    `ref`: None or `latest`, a checkpoint's name (`checkpoint-20`) or directory, or an
+    absolute path. `restart_from`: `weights` or `scratch`. `job`: a changed job file, whose
+    differences `allow_change` must permit. Raises UserError while a job is at work.
+    """
+    seen = observe(run)
+    newest = seen.newest
+    if newest is None:
+        raise UserError(f"run {run.run_id} was never submitted", hint="submit the job again")
+    if is_live(seen.facts):
+        raise UserError(
+            f"run {run.run_id} is at work already (job {seen.backend_id})",
+            hint=f"`qvl-orchestrate preempt {run.run_id}` makes it save and start again",
+        )
+    if seen.facts.done:
+        raise UserError(f"run {run.run_id} is finished", hint="submit the job as a new run")
+    start = _start(seen, newest.start, ref, restart_from)
+    run.storage.delete(layout.TOMBSTONE)
+    number = newest.number + 1
+    allowed = tuple(dict.fromkeys((*newest.spec.allow_change, *allow_change)))
+    spec = replace(newest.spec, submission=number, allow_change=allowed)
+    if job is not None:
+        spec = replace(spec, resolved=f"resolved-{number:06d}.json")
+        run.storage.put(spec.resolved, pretty(to_json(job)))
+    run.event(
+        "resume_requested",
+        {"from": start.ref or start.kind, "allow_change": list(allow_change)},
+        writer="cli",
+    )
+    start_submission(run, spec, start, reason="resume", reset_batch_plan=reset_batch_plan)
+    return number
+
+
+def _start(
+    seen: Seen, before: StartFrom, ref: str | None, restart_from: StartKind | None
+) -> StartFrom:
+    after = seen.view.last_seq
+    if restart_from is not None:
+        where = None if ref in (None, "latest") else _resolve_ref(seen, str(ref))
+        return StartFrom(kind=restart_from, ref=where, after_seq=after)
+    if ref is None or ref == "latest":
+        return before if ref is None else StartFrom()
+    return StartFrom(kind="checkpoint", ref=_resolve_ref(seen, ref), after_seq=after)
+
+
+def _resolve_ref(seen: Seen, ref: str) -> str:
+    if ref.startswith(("/", ".")):
+        path = Path(ref).absolute()
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is no checkpoint directory")
+        return str(path)
+    return find_commit(live_commits(seen.view), ref).commit().directory
+
+
+def find_commit(live: Sequence[LogRecord], ref: str) -> LogRecord:
+    """The newest commit called `ref`: a step, `checkpoint-<step>` or a whole directory."""
+    wanted = ref if not ref.isdecimal() else f"checkpoint-{ref}"
+    for record in reversed(live):
+        directory = record.commit().directory
+        if wanted in (directory, directory.rsplit("/", 1)[-1]):
+            return record
+    known = ", ".join(dict.fromkeys(r.commit().directory.rsplit("/", 1)[-1] for r in live))
+    raise CheckpointError(
+        f"the run has no checkpoint {ref!r}", hint=f"it has: {known or 'none yet'}"
+    )
+
+
+def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
+    """Delete the run directory and forget the run. Refuses while a job is at work."""
+    seen = observe(run)
+    if is_live(seen.facts):
+        raise UserError(
+            f"run {run.run_id} is at work", hint=f"first `qvl-orchestrate cancel {run.run_id}`"
+        )
+    if keep_adapter is not None:
+        copy_adapter(run, seen, keep_adapter)
+    forget_secrets(run)
+    local = run.storage.local_path(layout.RESOLVED)
+    if local is not None:
+        shutil.rmtree(local.parent)
+    else:
+        for entry in run.storage.list("", deep=True):
+            run.storage.delete(entry.path)
+    run.registry.remove(run.run_id)
+
+
+def copy_adapter(run: Run, seen: Seen, target: Path) -> None:
+    """Copy the newest adapter to `target`. Raises CheckpointError if there is none."""
+    live = live_commits(seen.view)
+    if not live:
+        raise CheckpointError(f"run {run.run_id} has no checkpoint to keep the adapter of")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTER_FILES:
+        try:
+            data = run.storage.get(f"{live[-1].commit().directory}/{name}")
+        except NotFound as fault:
+            raise CheckpointError(f"the newest checkpoint has no {name}") from fault
+        (target / name).write_bytes(data)
+
+
+def cancelled(run: Run) -> bool:
+    """True once the tombstone stands."""
+    return attempts.has_tombstone(run.storage)

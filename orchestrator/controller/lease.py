@@ -1,0 +1,85 @@
+"""The lease on a run: numbered, create-only. It saves double work; safety does not need it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from contextlib import suppress
+
+from orchestrator.agent.identity import boot_id, start_ticks
+from orchestrator.clock import Clock, iso, parse_iso
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
+from orchestrator.contract.records import LeaseRecord
+from orchestrator.storage.protocol import Created, NotFound, Storage
+
+TTL_S = 600.0
+"""How long a lease lasts; a holder of this host that has died is seen at once."""
+RENEW_S = 200.0
+
+
+def newest(storage: Storage) -> LeaseRecord | None:
+    """The lease in force, expired or not; None if nobody ever held one."""
+    numbers = sorted(
+        n for n in (layout.number_of(e.path) for e in storage.list(layout.LEASE)) if n is not None
+    )
+    while numbers:
+        with suppress(NotFound, MalformedJson):
+            return from_json(LeaseRecord, loads(storage.get(layout.lease(numbers[-1]))))
+        numbers.pop()
+    return None
+
+
+def is_live(record: LeaseRecord | None, now: float) -> bool:
+    """True while its holder may still be at work."""
+    if record is None or record.released or parse_iso(record.expires_at) < now:
+        return False
+    if record.host != socket.gethostname():
+        return True
+    return record.boot_id == boot_id() and start_ticks(record.pid) == record.start_ticks
+
+
+class Lease:
+    """Takes, renews and releases the lease of one run for this process."""
+
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._owner = secrets.token_hex(16)
+        self._seq = 0
+        self._renewed = 0.0
+
+    def acquire(self) -> bool:
+        """True if the lease is ours now (also if it was already)."""
+        current = newest(self._storage)
+        mine = current is not None and current.owner == self._owner
+        if mine and self._clock.monotonic() - self._renewed < RENEW_S:
+            return True
+        if not mine and is_live(current, self._clock.now()):
+            return False
+        return self._write((current.seq if current else 0) + 1, released=False)
+
+    def release(self) -> None:
+        """Let another controller take over at once."""
+        current = newest(self._storage)
+        if current is not None and current.owner == self._owner and not current.released:
+            self._write(current.seq + 1, released=True)
+
+    def _write(self, seq: int, *, released: bool) -> bool:
+        record = LeaseRecord(
+            seq=seq,
+            owner=self._owner,
+            expires_at=iso(self._clock.now() + TTL_S),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            boot_id=boot_id(),
+            start_ticks=start_ticks(os.getpid()) or 0,
+            released=released,
+        )
+        outcome = self._storage.create(layout.lease(seq), canonical(to_json(record)))
+        if not isinstance(outcome, Created):
+            return False
+        self._renewed = self._clock.monotonic()
+        self._storage.delete(layout.lease(seq - 2))
+        return True

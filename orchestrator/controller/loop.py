@@ -1,0 +1,90 @@
+"""Looking after runs: one run to its end (detached), all runs once, or all runs for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.clock import Clock
+from orchestrator.contract.env import STATE_DIR
+from orchestrator.controller.lease import Lease
+from orchestrator.controller.reconcile import Step, reconcile, still_running
+from orchestrator.controller.run import Run, open_entry
+from orchestrator.errors import QvlError
+from orchestrator.registry.store import Registry
+
+POLL_S = 0.25
+"""How often a local job is asked for; a question costs one read of /proc."""
+REFRESH_S = 10.0
+"""A full pass happens at least this often."""
+
+
+def follow(run: Run, clock: Clock) -> Step | None:
+    """Look after one run until it is settled; None if another controller holds it."""
+    lease = Lease(run.storage, clock)
+    if not lease.acquire():
+        return None
+    try:
+        while True:
+            step = reconcile(run)
+            if step.settled:
+                return step
+            if not lease.acquire():
+                return None
+            _pause(run, step, clock)
+    finally:
+        lease.release()
+
+
+def _pause(run: Run, step: Step, clock: Clock) -> None:
+    """Wait until the job has ended, or it is time for a full pass."""
+    until = clock.monotonic() + REFRESH_S
+    backend_id = step.row["backend_job_id"]
+    clock.sleep(POLL_S)
+    while backend_id is not None and clock.monotonic() < until:
+        if not still_running(run, backend_id):
+            return
+        clock.sleep(POLL_S)
+
+
+def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlError], None]) -> int:
+    """One pass over every run that is not final; returns how many could not be looked after."""
+    faults = 0
+    for entry in registry.runs():
+        if entry.final:
+            continue
+        try:
+            run = open_entry(registry, entry, clock)
+            lease = Lease(run.storage, clock)
+            if not lease.acquire():
+                continue
+            try:
+                report(entry.run_id, reconcile(run))
+            finally:
+                lease.release()
+        except QvlError as fault:
+            faults += 1
+            report(entry.run_id, fault)
+    return faults
+
+
+def detach(registry: Registry, run_id: str) -> int:
+    """Start a controller for one run that outlives this process; returns its pid."""
+    folder = registry.state_dir / "controllers"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    with (folder / f"{run_id}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.controller", run_id],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, STATE_DIR: str(registry.state_dir), "PYTHONPATH": path},
+        )
+    return process.pid

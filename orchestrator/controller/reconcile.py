@@ -1,0 +1,151 @@
+"""Observe, decide, apply: one pass over one run. May be repeated or cut off anywhere."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.clock import iso
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.records import SubmissionId, SubmissionRecord
+from orchestrator.controller import rows
+from orchestrator.controller.observe import Seen, backend_phase, observe
+from orchestrator.controller.run import Run
+from orchestrator.domain.decide import (
+    Cancel,
+    Decision,
+    Fail,
+    Finish,
+    Hold,
+    Requeue,
+    Stop,
+    decide,
+)
+from orchestrator.domain.states import FINAL, State, state_of
+from orchestrator.errors import InternalError
+from orchestrator.storage import attempts
+from orchestrator.storage.protocol import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one pass found and did."""
+
+    state: State
+    decision: Decision
+    row: dict[str, Any]
+
+    @property
+    def settled(self) -> bool:
+        """True if nothing will change without a person."""
+        return self.state in FINAL or self.state == State.HELD
+
+
+def reconcile(run: Run) -> Step:
+    """One pass. The caller holds the lease, or accepts double work (never double attempts)."""
+    seen = observe(run)
+    decision = decide(seen.facts)
+    if isinstance(decision, Requeue) and decision.not_before <= run.clock.now():
+        _submit_next(run, seen, decision)
+        seen = observe(run)
+        decision = decide(seen.facts)
+    elif isinstance(decision, Stop) and seen.backend_id is not None:
+        run.backend.cancel(seen.backend_id)
+    state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
+    row = rows.full_row(run, seen, decision, state)
+    _record_end(run, seen, decision, state, row)
+    run.registry.saw(run.run_id, row, final=state in FINAL, at=run.clock.now())
+    return Step(state, decision, row)
+
+
+def still_running(run: Run, backend_id: str) -> bool:
+    """The cheap question between passes."""
+    return backend_phase(run, backend_id) in ("pending", "running")
+
+
+def _record_end(
+    run: Run, seen: Seen, decision: Decision, state: State, row: dict[str, Any]
+) -> None:
+    """Say once in the run's events how it ended; forget its secrets when they are not needed."""
+    before = (run.registry.find(run.run_id).row or {}).get("state")
+    if isinstance(decision, Finish):
+        _restore_done(run, seen)
+    if state in (State.SUCCEEDED, State.CANCELLED):
+        forget_secrets(run)
+    if before == state:
+        return
+    if isinstance(decision, Hold | Fail):
+        kind = "held" if isinstance(decision, Hold) else "failed"
+        run.event(
+            kind,
+            {
+                "reason": decision.reason,
+                "message": decision.message,
+                "next": row["next"],
+            },
+        )
+    elif isinstance(decision, Finish):
+        run.event("finished", {"step": row["step"], "attempts": row["attempt"]})
+    elif isinstance(decision, Cancel):
+        run.event("cancelled", {"step": row["step"]})
+
+
+def _restore_done(run: Run, seen: Seen) -> None:
+    """done.json is a copy of the done record, re-created by whoever finds it missing."""
+    record = seen.view.done()
+    if record is None:
+        return
+    try:
+        run.storage.get(layout.DONE)
+    except NotFound:
+        run.storage.put(layout.DONE, pretty(to_json(record)))
+
+
+def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
+    """Create the next submission (or take up one that never reached the backend)."""
+    newest = seen.newest
+    if newest is None:
+        raise InternalError(f"run {run.run_id} has no submission to follow")
+    if seen.facts.backend == "absent":
+        hand_over(run, newest)
+        return
+    claimed = any(c.submission == newest.number for c in attempts.read_claims(run.storage))
+    following = replace(
+        newest,
+        number=newest.number + 1,
+        reason="requeue",
+        time=iso(run.clock.now()),
+        reset_batch_plan=newest.reset_batch_plan and not claimed,
+        spec=replace(newest.spec, submission=newest.number + 1),
+    )
+    following = with_key(run, following)
+    record = attempts.create_submission(run.storage, following) or following
+    hand_over(run, record)
+    run.event("requeued", {"submission": record.number, "reason": decision.reason})
+
+
+def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
+    """The record with its idempotency key and a token of this writer."""
+    return replace(record, key=f"{run.run_id}-{record.number}", token=secrets.token_hex(16))
+
+
+def hand_over(run: Run, record: SubmissionRecord) -> str:
+    """Give a stored submission to the backend; returns its id there. May be repeated."""
+    job = run.job(record.spec.resolved)
+    backend_id = run.backend.submit(run.backend.prepare(job, record.spec), record.key)
+    note = SubmissionId(number=record.number, backend_id=backend_id, time=iso(run.clock.now()))
+    attempts.record_backend_id(run.storage, note)
+    return backend_id
+
+
+def secrets_path(state_dir: Path, run_id: str) -> Path:
+    """Where the secret values of a run lie: 0600, outside the run directory."""
+    return state_dir / "secrets" / f"{run_id}.json"
+
+
+def forget_secrets(run: Run) -> None:
+    """Remove the secret values of a run."""
+    secrets_path(run.registry.state_dir, run.run_id).unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+"""Status rows: what `status --json` gives of one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.clock import parse_iso
+from orchestrator.contract.summary import RunSummary
+from orchestrator.controller.observe import Seen
+from orchestrator.controller.run import Run
+from orchestrator.domain.decide import Decision, Fail, Finish, Hold, Requeue, Wait
+from orchestrator.domain.states import State
+from orchestrator.registry.store import RunEntry
+
+
+def blank_row(entry: RunEntry) -> dict[str, Any]:
+    """The row of a run of which nothing is known but its entry."""
+    return {
+        "run_id": entry.run_id,
+        "name": entry.name,
+        "backend": entry.backend,
+        "backend_job_id": None,
+        "state": State.QUEUED.value,
+        "reason": None,
+        "attempt": 0,
+        "preemptions": 0,
+        "step": 0,
+        "total_steps": 0,
+        "gpus": entry.gpus,
+        "last_checkpoint": None,
+        "lost_steps": 0,
+        "eta_s": None,
+        "next": None,
+        "loss": None,
+        "checkpoint_time": None,
+        "message": None,
+    }
+
+
+def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str, Any]:
+    """The row from everything that is known."""
+    row = blank_row(run.entry)
+    last = seen.facts.last
+    row |= {
+        "backend_job_id": seen.backend_id,
+        "state": state.value,
+        "attempt": last.number if last else (seen.summary.attempt if seen.summary else 0),
+        "reason": _reason(decision, seen),
+        "message": _message(decision),
+        "next": _next(run, decision),
+    }
+    if seen.summary is not None:
+        row = with_summary(row, seen.summary)
+    row["preemptions"] = max(row["preemptions"], seen.facts.preemptions)
+    return row
+
+
+def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
+    """The row with the figures of summary.json laid over it."""
+    checkpoint = None
+    if summary.checkpoint_step is not None:
+        checkpoint = {"step": summary.checkpoint_step, "verified": summary.checkpoint_verified}
+    return {
+        **row,
+        "attempt": max(row["attempt"], summary.attempt),
+        "step": summary.step,
+        "total_steps": summary.total_steps,
+        "loss": summary.loss,
+        "preemptions": max(row["preemptions"], summary.preemptions),
+        "lost_steps": summary.lost_steps,
+        "last_checkpoint": checkpoint,
+        "checkpoint_time": summary.checkpoint_time,
+        "save_seconds": summary.save_seconds,
+        "eta_s": summary.eta_s if row["state"] in ("RUNNING", "STARTING") else None,
+    }
+
+
+def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
+    """The documented fields, ages counted from `now` (seconds since the epoch)."""
+    checkpoint = row.get("last_checkpoint")
+    if checkpoint is not None:
+        saved = row.get("checkpoint_time")
+        age = round(max(0.0, now - parse_iso(saved)), 1) if saved else None
+        checkpoint = {"step": checkpoint["step"], "age_s": age, "verified": checkpoint["verified"]}
+    fields = (
+        "run_id",
+        "name",
+        "backend",
+        "backend_job_id",
+        "state",
+        "reason",
+        "attempt",
+        "preemptions",
+        "step",
+        "total_steps",
+        "gpus",
+        "last_checkpoint",
+        "lost_steps",
+        "eta_s",
+        "next",
+    )
+    return {**{name: row.get(name) for name in fields}, "last_checkpoint": checkpoint}
+
+
+def _reason(decision: Decision, seen: Seen) -> str | None:
+    match decision:
+        case Hold() | Fail() | Requeue():
+            return decision.reason
+        case Finish():
+            return None
+        case Wait():
+            last = seen.facts.last
+            return last.verdict.reason if last and last.verdict else None
+    return "cancelled"
+
+
+def _message(decision: Decision) -> str | None:
+    return decision.message if isinstance(decision, Hold | Fail) else None
+
+
+def _next(run: Run, decision: Decision) -> str | None:
+    """The command, or the time, that comes next; None where nothing is to be done."""
+    match decision:
+        case Hold():
+            return f"qvl-orchestrate resume {run.run_id} {decision.next_flags}".strip()
+        case Fail():
+            return f"qvl-orchestrate logs {run.run_id}"
+        case Requeue():
+            wait = decision.not_before - run.clock.now()
+            return f"next attempt in {wait:.0f} s" if wait > 0 else "next attempt now"
+    return None

@@ -1,0 +1,108 @@
+"""`status`: the registry at once, live runs refreshed by one small read each. Changes nothing
+on a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.clock import Clock
+from orchestrator.controller import lease, rows
+from orchestrator.controller.observe import backend_phase, observe
+from orchestrator.controller.run import Run, open_entry
+from orchestrator.domain.decide import decide
+from orchestrator.domain.states import FINAL, State, state_of
+from orchestrator.errors import QvlError
+from orchestrator.helper.history import read_summary
+from orchestrator.registry.store import Registry, RunEntry
+
+FRESH_S = 30.0
+"""An entry this young is believed, unless asking is free."""
+WORKERS = 16
+BUDGET_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A status row (internal fields included) and when it was seen."""
+
+    row: dict[str, Any]
+    seen_at: float
+    fault: str | None = None
+    """Why the row could not be refreshed."""
+
+
+def snapshot(registry: Registry, clock: Clock, entries: Iterable[RunEntry]) -> list[Snapshot]:
+    """One snapshot an entry, in order. Never raises for a single run."""
+    chosen = list(entries)
+    live = [e for e in chosen if not e.final]
+    if not live:
+        return [_stored(e) for e in chosen]
+    pool = ThreadPoolExecutor(min(WORKERS, len(live)))
+    futures = {e.run_id: pool.submit(refresh, registry, clock, e) for e in live}
+    end = clock.monotonic() + BUDGET_S
+    found = []
+    for entry in chosen:
+        future = futures.get(entry.run_id)
+        if future is None:
+            found.append(_stored(entry))
+            continue
+        try:
+            found.append(future.result(timeout=max(0.05, end - clock.monotonic())))
+        except TimeoutError:
+            found.append(_stored(entry, "the storage does not answer within 2 s"))
+    pool.shutdown(wait=False, cancel_futures=True)
+    return found
+
+
+def _stored(entry: RunEntry, fault: str | None = None) -> Snapshot:
+    return Snapshot(entry.row or rows.blank_row(entry), entry.seen_at, fault)
+
+
+def refresh(registry: Registry, clock: Clock, entry: RunEntry) -> Snapshot:
+    """The row of one live run, read as cheaply as it allows."""
+    try:
+        run = open_entry(registry, entry, clock)
+        free = run.backend.capabilities.free_to_ask
+        if not free and clock.now() - entry.seen_at < FRESH_S:
+            return _stored(entry)
+        return Snapshot(_row(run, entry, free=free), clock.now())
+    except QvlError as fault:
+        return _stored(entry, fault.message)
+
+
+def _row(run: Run, entry: RunEntry, *, free: bool) -> dict[str, Any]:
+    row = entry.row or rows.blank_row(entry)
+    backend_id = row.get("backend_job_id")
+    phase = backend_phase(run, backend_id) if free and backend_id else None
+    if row["state"] == State.HELD and phase != "running":
+        return row
+    summary = read_summary(run.storage)
+    if phase == "running" and summary is not None and row["state"] != State.CANCELLING:
+        state = _live_state(row["state"], summary.phase)
+        return rows.with_summary({**row, "state": state, "next": None}, summary)
+    if free or backend_id is None:
+        return _full(run)
+    return row if summary is None else rows.with_summary(row, summary)
+
+
+def _live_state(known: str, phase: str) -> str:
+    if phase in ("training", "evaluating"):
+        return State.RUNNING.value
+    if phase == "stopping":
+        return State.STOPPING.value
+    return known if phase == "ended" else State.STARTING.value
+
+
+def _full(run: Run) -> dict[str, Any]:
+    seen = observe(run)
+    decision = decide(seen.facts)
+    state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
+    row = rows.full_row(run, seen, decision, state)
+    settled = state in FINAL or state == State.HELD
+    if not settled and not lease.is_live(lease.newest(run.storage), run.clock.now()):
+        row["next"] = "no controller: qvl-orchestrate controller once"
+    return row

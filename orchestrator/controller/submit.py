@@ -1,0 +1,190 @@
+"""Submitting: a new run from a resolved job. Each step may be repeated or cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.backends.base import Submission, load_backend
+from orchestrator.clock import Clock, iso
+from orchestrator.contract import layout
+from orchestrator.contract.env import TRAINER_MODULE
+from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.records import SubmissionRecord
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import StartFrom, TrainSpec
+from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
+from orchestrator.controller.run import Run, open_entry
+from orchestrator.errors import StorageError, UserError
+from orchestrator.registry.store import Registry, RunEntry
+from orchestrator.storage import attempts
+from orchestrator.storage.opening import child, open_storage
+from orchestrator.storage.protocol import Created, Storage, Taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """What of the site file the controller needs."""
+
+    max_parallel_runs: int = 1
+    node_lost_s: float = 60.0
+    group_sharing: bool = False
+
+
+def new_run_id(name: str, now: float) -> str:
+    """`<name>-<yymmdd>-<6 random hex digits>`: unique, sortable by eye, a DNS label."""
+    day = time.strftime("%y%m%d", time.gmtime(now))
+    return f"{name}-{day}-{secrets.token_hex(3)}"
+
+
+def make_spec(
+    job: ResolvedJob, run_id: str, storage_uri: str, registry: Registry, site: SiteSettings
+) -> TrainSpec:
+    """The TrainSpec of a run's first submission. Pure but for the interpreter's path."""
+    local = job.backend == "local"
+    return TrainSpec(
+        run_id=run_id,
+        storage=storage_uri,
+        submission=1,
+        backend=job.backend,
+        nodes=job.resources.nodes,
+        gpus_per_node=job.resources.gpus_per_node,
+        grace_s=job.preemption.grace_s,
+        signals=job.preemption.signals,
+        python=job.python or sys.executable,
+        trainer_module=os.environ.get(TRAINER_MODULE, "trainer"),
+        env=dict(job.env),
+        secrets_file=str(secrets_path(registry.state_dir, run_id)) if job.secrets else None,
+        devices_dir=str(registry.state_dir / "devices") if local else None,
+        max_parallel_runs=site.max_parallel_runs,
+        node_lost_s=site.node_lost_s,
+    )
+
+
+def dry_run(job: ResolvedJob, registry: Registry, site: SiteSettings, now: float) -> Submission:
+    """Exactly what `submit` would hand to the backend (with another random run id)."""
+    run_id = new_run_id(job.name, now)
+    spec = make_spec(job, run_id, child(job.checkpoint.uri, run_id), registry, site)
+    return load_backend(job.backend, registry.state_dir).prepare(job, spec)
+
+
+def submit(
+    job: ResolvedJob,
+    job_text: str,
+    registry: Registry,
+    site: SiteSettings,
+    clock: Clock,
+    environ: Mapping[str, str],
+) -> Run:
+    """Create the run directory, enter the run, hand the first submission to the backend.
+
+    Raises UserError for what the user must mend, StorageError and Unreachable for what
+    does not answer; a run that was entered can then be taken up by `controller once`.
+    """
+    values = collect_secrets(job, environ)
+    run_id = new_run_id(job.name, clock.now())
+    uri = child(job.checkpoint.uri, run_id)
+    storage = open_storage(uri, group_sharing=site.group_sharing)
+    probe(storage)
+    spec = make_spec(job, run_id, uri, registry, site)
+    load_backend(job.backend, registry.state_dir).prepare(job, spec)
+    storage.put(layout.JOB, job_text.encode())
+    storage.put(layout.RESOLVED, pretty(to_json(job)))
+    entry = RunEntry(
+        run_id=run_id,
+        name=job.name,
+        backend=job.backend,
+        uri=uri,
+        created_at=clock.now(),
+        gpus=job.resources.world_size,
+    )
+    if values:
+        write_secrets(registry.state_dir, run_id, values)
+    run = open_entry(registry, entry, clock)
+    registry.add(entry)
+    start_submission(run, spec, StartFrom(), reason="submit")
+    return run
+
+
+def start_submission(
+    run: Run, spec: TrainSpec, start: StartFrom, *, reason: str, reset_batch_plan: bool = False
+) -> SubmissionRecord:
+    """Create `submissions/<m>.json` as spec.submission and hand it over."""
+    record = SubmissionRecord(
+        number=spec.submission,
+        key="",
+        token="",
+        spec=spec,
+        start=start,
+        reason=reason,
+        reset_batch_plan=reset_batch_plan,
+        time=iso(run.clock.now()),
+    )
+    record = with_key(run, record)
+    other = attempts.create_submission(run.storage, record)
+    if other is not None:
+        raise StorageError(
+            f"somebody else has just submitted run {run.run_id} (submission {other.number})",
+            hint="look at `qvl-orchestrate status`, then try again",
+        )
+    backend_id = hand_over(run, record)
+    run.event(
+        "submitted",
+        {"submission": record.number, "backend_id": backend_id, "reason": reason},
+        writer="cli",
+    )
+    return record
+
+
+def probe(storage: Storage) -> None:
+    """Refuse a storage whose create-if-absent does not hold (UserError)."""
+    name = f"cache/probe-{secrets.token_hex(8)}"
+    first, second = secrets.token_bytes(16), secrets.token_bytes(16)
+    try:
+        won = storage.create(name, first)
+        lost = storage.create(name, second)
+    finally:
+        storage.delete(name)
+    if not isinstance(won, Created) or not isinstance(lost, Taken) or lost.by != first:
+        raise UserError(
+            f"{storage.uri} cannot create a file only if it is absent",
+            hint="runs are safe only on a storage with this property: choose another "
+            "checkpoint.uri",
+        )
+
+
+def collect_secrets(job: ResolvedJob, environ: Mapping[str, str]) -> dict[str, str]:
+    """The values of the variables that `secrets:` names, from the submitter's environment."""
+    missing = [name for name in job.secrets if name not in environ]
+    if missing:
+        raise UserError(
+            f"secrets not set in this shell: {', '.join(missing)}",
+            hint=f"export {missing[0]}=... before `submit`",
+        )
+    return {name: environ[name] for name in job.secrets}
+
+
+def write_secrets(state_dir: Path, run_id: str, values: Mapping[str, str]) -> None:
+    """Store secret values 0600 outside the run directory."""
+    path = secrets_path(state_dir, run_id)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(dict(values), file)
+
+
+def next_spec(spec: TrainSpec, number: int, **changes: object) -> TrainSpec:
+    """The spec of a later submission of the same run: same shape, another number."""
+    return replace(spec, submission=number, **changes)  # type: ignore[arg-type]
+
+
+def valid_checkpoint_ref(ref: str) -> bool:
+    """True for `attempts/000001/checkpoints/checkpoint-20` and absolute paths."""
+    return ref.startswith("/") or bool(re.match(r"^attempts/\d+/checkpoints/checkpoint-\d+$", ref))
