@@ -38,6 +38,8 @@ class TrainSpec:
     """Node-local folder for small temporary files; None = the system's."""
     node_lost_s: float = 60.0
     """A peer whose heartbeat stands still for so long is lost."""
+    report_s: float = 10.0
+    """How often summary.json is renewed while it does nothing but count steps."""
     allow_change: tuple[str, ...] = ()
     """Fields of the resume contract that may differ in this submission."""
     resolved: str = "resolved.json"

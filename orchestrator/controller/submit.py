@@ -36,6 +36,8 @@ class SiteSettings:
     max_parallel_runs: int = 1
     node_lost_s: float = 60.0
     group_sharing: bool = False
+    local_report_s: float = 1.0
+    """`TrainSpec.report_s` of local runs, whose storage is cheap to write."""
 
 
 def new_run_id(name: str, now: float) -> str:
@@ -65,6 +67,7 @@ def make_spec(
         devices_dir=str(registry.state_dir / "devices") if local else None,
         max_parallel_runs=site.max_parallel_runs,
         node_lost_s=site.node_lost_s,
+        report_s=site.local_report_s if local else 10.0,
     )
 
 

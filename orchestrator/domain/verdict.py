@@ -28,13 +28,15 @@ def attempt_verdict(
     """The verdict of an attempt that has ended on every node.
 
     A claimed slot without a verdict counts as killed. Errors after a notice are no crash.
+    Every attempt but the newest is fenced by its successor in the end; it counts as fenced
+    only if its own processes met the fence.
     """
-    if any(r.kind == "done" for r in records):
+    if any(r.kind == "done" and r.attempt == attempt for r in records):
         return Verdict(ExitCode.DONE, "done")
     if _committed_at_notice(attempt, records):
         return Verdict(ExitCode.PREEMPTED, "preempted", _notice_text(stops, verdicts))
     fence = max((r.attempt for r in records if r.kind == "fence"), default=0)
-    if fence > attempt:
+    if fence > attempt and any(v.code == ExitCode.NOT_OWNER for v in verdicts):
         return Verdict(ExitCode.NOT_OWNER, "fenced", f"replaced by attempt {fence}")
     if stops or any(v.notice for v in verdicts):
         return Verdict(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", _notice_text(stops, verdicts))

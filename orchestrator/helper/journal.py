@@ -18,8 +18,6 @@ from orchestrator.storage.protocol import Storage
 from orchestrator.storage.segments import SegmentWriter
 
 FLUSH_S = 2.0
-SUMMARY_S = 10.0
-"""A summary that only counts steps is written no more often than this."""
 
 
 class Journal:
@@ -78,14 +76,17 @@ class Journal:
 
 
 class SummaryWriter:
-    """Keeps summary.json: at once when the phase or the checkpoint changes, else every 10 s."""
+    """Keeps summary.json: at once when the phase or the checkpoint changes, else every `report_s`."""
 
-    def __init__(self, storage: Storage, clock: Clock, first: RunSummary) -> None:
+    def __init__(
+        self, storage: Storage, clock: Clock, first: RunSummary, report_s: float
+    ) -> None:
+        self._report_s = report_s
         self._storage = storage
         self._clock = clock
         self.now = first
         self._written: RunSummary | None = None
-        self._written_at = -SUMMARY_S
+        self._written_at = -report_s
         self._durations: deque[float] = deque(maxlen=50)
 
     def change(self, **fields: Any) -> None:
@@ -110,7 +111,7 @@ class SummaryWriter:
         )
 
     def write(self, *, force: bool = False) -> None:
-        """Write if something a person waits for has changed, or 10 s have passed."""
+        """Write if something a person waits for has changed, or it is time."""
         now = self._clock.monotonic()
         old = self._written
         urgent = (
@@ -121,7 +122,7 @@ class SummaryWriter:
                 != (self.now.phase, self.now.checkpoint_step, self.now.checkpoint_verified)
             )
         )
-        if not urgent and (now - self._written_at < SUMMARY_S or old == self.now):
+        if not urgent and (now - self._written_at < self._report_s or old == self.now):
             return
         stamped = replace(self.now, time=iso(self._clock.now()))
         try:

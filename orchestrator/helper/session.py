@@ -120,7 +120,7 @@ class Session:
         )
         if slot == 0:
             first = history.first_summary(self._storage, self._log.read(), spec.run_id, attempt)
-            self._summary = SummaryWriter(self._storage, self._clock, first)
+            self._summary = SummaryWriter(self._storage, self._clock, first, spec.report_s)
             self._summary.write(force=True)
             self._keeper = Keeper(
                 self._storage, attempt, job.checkpoint.keep_last, self._from_keeper
@@ -144,6 +144,7 @@ class Session:
             grace_s=self._spec.grace_s,
             facts=facts,
             log_seq=self._log.read().last_seq,
+            allow_change=self._spec.allow_change,
         )
         self._send("assigned", {"assignment": to_json(assignment)})
 

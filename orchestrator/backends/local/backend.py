@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal as signals
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class LocalBackend:
     def __init__(self, state_dir: Path) -> None:
         self._jobs = state_dir / "jobs"
         self._agents = state_dir / "agents"
+        self._children: list[subprocess.Popen[bytes]] = []
 
     @property
     def capabilities(self) -> Capabilities:
@@ -61,6 +63,7 @@ class LocalBackend:
             return known or self._start(folder, submission.spec)
 
     def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
+        self._children = [c for c in self._children if c.poll() is None]
         return {identifier: self._observe(identifier) for identifier in ids}
 
     def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
@@ -94,8 +97,9 @@ class LocalBackend:
         spec_file = folder / "spec.json"
         spec_file.write_bytes(pretty(to_json(spec)))
         executor = AgentExecutor(folder, argv=self._argv(spec, spec_file), log=folder / "agent.log")
-        pid = executor.start()
-        identifier = process_id(pid)
+        process = executor.start()
+        self._children.append(process)
+        identifier = process_id(process.pid)
         if identifier is None:
             raise InternalError(
                 f"the agent ended at once; its output: {folder / 'agent.log'}",

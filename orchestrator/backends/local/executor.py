@@ -39,15 +39,18 @@ class AgentExecutor(LocalExecutor):
         super().__init__(folder=folder)
         self._argv = list(argv)
         self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> int:
-        """Submit; returns the agent's pid."""
-        return int(self.submit(_nothing).job_id)
+    def start(self) -> subprocess.Popen[bytes]:
+        """Submit; returns the agent's process, which the caller reaps while it lives itself."""
+        self.submit(_nothing)
+        assert self._process is not None, "submitit did not call _submit_command"
+        return self._process
 
     def _submit_command(self, command: str) -> LocalJob[Any]:  # noqa: ARG002
         fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=fd,
@@ -58,7 +61,9 @@ class AgentExecutor(LocalExecutor):
             )
         finally:
             os.close(fd)
-        return AgentJob(folder=self.folder, job_id=str(process.pid), process=process)
+        return AgentJob(
+            folder=self.folder, job_id=str(self._process.pid), process=self._process
+        )
 
 
 def _nothing() -> None:
