@@ -1,0 +1,167 @@
+"""Commits of one rank on storage in memory: what fails, what is retried, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.clock import FakeClock
+from orchestrator.contract import layout
+from orchestrator.contract.spec import Assignment, StartPoint
+from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError
+from orchestrator.storage import checkpoints
+from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.protocol import Created, Taken
+from orchestrator.storage.runlog import RunLog
+from tests.harness.jobs import job
+from trainer.commit import Committed, Committer, Digests, Failed, Head
+from trainer.group import Solo
+from trainer.outcome import BaseChanged
+
+DIGESTS = Digests(state="s", rng="r", base="b")
+
+
+class LossyStorage(MemoryStorage):
+    """Loses replies of creates: the object is there, the caller gets an error."""
+
+    lose = 0
+    deaf = False
+    """Until reset, nothing can be read either once a reply was lost."""
+    silent = False
+
+    def create(self, path: str, data: bytes) -> Created | Taken:
+        outcome = super().create(path, data)
+        if self.lose:
+            self.lose -= 1
+            self.silent = self.deaf
+            raise StorageError("the reply was lost")
+        return outcome
+
+    def get(self, path: str) -> bytes:
+        if self.silent:
+            raise StorageError("no answer")
+        return super().get(path)
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest) -> LossyStorage:
+    storage = LossyStorage(f"memory://{request.node.name}")
+    RunLog(storage).append("fence", 1)
+    return storage
+
+
+def committer(storage: MemoryStorage, recorded: str | None = None) -> Committer:
+    assignment = Assignment(
+        run_id="r",
+        attempt=1,
+        slot=0,
+        master_addr="",
+        master_port=0,
+        storage=storage.uri,
+        job=job(Path("/data"), ranks=1),
+        plan=job(Path("/data"), ranks=1).batch,
+        start=StartPoint(kind="fresh"),
+        grace_s=60.0,
+        facts={"gpu": "none"},
+        log_seq=1,
+    )
+    return Committer(storage, Solo(), assignment, recorded_base=recorded, clock=FakeClock())
+
+
+def head(step: int = 5) -> Head:
+    return Head(
+        step=step,
+        epoch=0,
+        samples_seen=60,
+        trigger="interval",
+        learning_rate_hex="0x1p-10",
+        pending_eval=False,
+        adapter_digest="d",
+        adapter_sha256="a",
+    )
+
+
+def save(target: Committer, step: int = 5, digests: Digests = DIGESTS) -> Committed | Failed:
+    writer = target.begin(step)
+    writer.put("model.bin", b"weights")
+    return target.commit(writer, digests, head(step))
+
+
+def test_commit_names_every_file_and_carries_the_facts(storage: LossyStorage) -> None:
+    outcome = save(committer(storage))
+    assert isinstance(outcome, Committed)
+    (record,) = checkpoints.live_commits(RunLog(storage).read())
+    assert outcome.seq == record.seq
+    manifest = checkpoints.verify(storage, record).manifest
+    assert manifest.facts == {"gpu": "none", "base_digest": "b"}
+    assert [f.path for f in manifest.files] == ["model.bin"]
+    assert storage.get(f"{record.commit().directory}/{layout.part(0)}")
+
+
+def test_writer_keeps_the_first_error_and_the_commit_reports_it(storage: LossyStorage) -> None:
+    target = committer(storage)
+    writer = target.begin(5)
+
+    def fail(_sink: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer.write("model.bin", fail)
+    writer.put("later.bin", b"x")
+    outcome = target.commit(writer, DIGESTS, head())
+    assert isinstance(outcome, Failed)
+    assert outcome.message.startswith("rank 0: OSError")
+    assert checkpoints.live_commits(RunLog(storage).read()) == []
+
+
+def test_lost_reply_is_settled_by_trying_again(storage: LossyStorage) -> None:
+    target = committer(storage)
+    storage.lose = 2
+    assert isinstance(save(target), Committed)
+    assert len(checkpoints.live_commits(RunLog(storage).read())) == 1
+
+
+def test_step_whose_reply_stays_lost_is_not_written_over(storage: LossyStorage) -> None:
+    target = committer(storage)
+    assert target.settled(5) is None
+    storage.lose, storage.deaf = 1, True
+    assert isinstance(save(target), Failed)
+    storage.silent = False
+    settled = target.settled(5)
+    assert isinstance(settled, Committed)
+    assert settled.adapter_sha256 == "a"
+
+
+def test_replaced_attempt_is_told_so(storage: LossyStorage) -> None:
+    RunLog(storage).append("fence", 2)
+    with pytest.raises(NotOwner, match="attempt 2"):
+        save(committer(storage))
+
+
+def test_damaged_log_is_never_passed(storage: LossyStorage) -> None:
+    storage.put(layout.log_record(2), b"{}")
+    with pytest.raises(LogDamaged):
+        save(committer(storage))
+
+
+def test_other_base_is_refused_naming_both(storage: LossyStorage) -> None:
+    with pytest.raises(ContractRefused, match=r"digest is b, .* made with other"):
+        save(committer(storage, recorded="other"))
+    assert isinstance(save(committer(storage, recorded="b")), Committed)
+
+
+def test_base_that_changed_is_an_error_of_its_own(storage: LossyStorage) -> None:
+    changed = Digests(state="s", rng="r", base="b", base_again="c")
+    with pytest.raises(BaseChanged, match="was b and is c"):
+        save(committer(storage), digests=changed)
+
+
+def test_done_is_recorded_and_copied(storage: LossyStorage) -> None:
+    target = committer(storage)
+    last = save(target, 8)
+    assert isinstance(last, Committed)
+    target.finish(last)
+    done = RunLog(storage).read().done()
+    assert done is not None
+    assert (done.done().step, done.done().commit_seq) == (8, last.seq)
+    assert storage.get(layout.DONE) == storage.get(layout.log_record(done.seq))

@@ -1,0 +1,155 @@
+"""DeepSpeed: the only module that imports it.
+
+Its checkpoint files pass through `StreamingEngine`, put at the engine's own seam
+`engine.checkpoint_engine`: saved tensors stream into the run's storage and are hashed on
+the way; loading unpickles nothing but an explicit list of types.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import deepspeed
+import torch
+from blake3 import blake3
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+from trainer.commit import PartWriter
+
+_ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+_QUANT_STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
+"""Names under which bitsandbytes keeps the frozen weights' quantization state."""
+
+
+def without_compiler() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives on a CPU.
+
+    Call before the process group is made. Results are the same without them.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
+    """What DeepSpeed writes and reads, tensor file by tensor file. Saving never raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "qvl"
+        self.loaded_names: frozenset[str] = frozenset()
+        """Model tensors of the last load."""
+        self._writer: PartWriter | None = None
+        self._folder = Path()
+
+    def aim(self, writer: PartWriter, folder: Path) -> None:
+        """Send what DeepSpeed saves below `folder` to `writer`."""
+        self._writer, self._folder = writer, folder
+
+    def create(self, info: object) -> None:
+        """Nothing to prepare."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Folders exist only as parts of names."""
+
+    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
+        """Stream one file."""
+        assert self._writer is not None
+        name = Path(path).relative_to(self._folder).as_posix()
+        write_tensors(self._writer, name, lambda: _without_quantization(state_dict))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read one file, allowing no types but the listed ones."""
+        with torch.serialization.safe_globals(list(_ALLOWED)):
+            state = torch.load(path, map_location=map_location, weights_only=True)
+        if path.endswith("model_states.pt"):
+            self.loaded_names = frozenset(state["module"])
+        return state
+
+    def commit(self, info: object) -> bool:  # noqa: ARG002 - DeepSpeed's signature
+        """DeepSpeed's idea of complete is not ours: see trainer.commit."""
+        return True
+
+
+def write_tensors(writer: PartWriter, path: str, value: Callable[[], object]) -> None:
+    """Stream what `value` gives as a file that torch.load reads."""
+    writer.write(path, lambda sink: torch.save(value(), cast(IO[bytes], sink)))
+
+
+def install(engine: Any) -> StreamingEngine:
+    """Put our checkpoint engine into a DeepSpeed engine."""
+    engine.checkpoint_engine = StreamingEngine()
+    engine._copy_recovery_script = lambda _path: None
+    return engine.checkpoint_engine  # type: ignore[no-any-return]
+
+
+def save(engine: Any, writer: PartWriter, scratch: Path) -> None:
+    """Write this rank's DeepSpeed files. Collective; errors are kept in `writer`.
+
+    scratch: local folder of this rank alone, usually never created; what DeepSpeed puts
+    there by itself (offloaded tensors) is taken over.
+    """
+    engine.checkpoint_engine.aim(writer, scratch)
+    engine.save_checkpoint(str(scratch), save_latest=False, exclude_frozen_parameters=True)
+    for file in sorted(f for f in scratch.rglob("*") if f.is_file()):
+        writer.write(file.relative_to(scratch).as_posix(), _copier(file))
+    shutil.rmtree(scratch, ignore_errors=True)
+    if engine.global_rank == 0:
+        writer.put("latest", f"global_step{engine.global_steps}".encode())
+
+
+def load(engine: Any, directory: str) -> frozenset[str]:
+    """Restore model, optimizer and engine counters; names of the model tensors read."""
+    deepspeed_load_checkpoint(engine, directory, load_module_strict=False)
+    names: frozenset[str] = engine.checkpoint_engine.loaded_names
+    return names
+
+
+def state_digest(engine: Any) -> str:
+    """`blake3:<hex>` of this rank's optimizer state and fp32 master weights."""
+    content = blake3()
+    for path, value in _leaves(engine.optimizer.state_dict(), ""):
+        content.update(f"{path}\0".encode())
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach().reshape(-1).cpu().contiguous()
+            content.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
+            content.update(tensor.view(torch.uint8).numpy().data)
+        else:
+            content.update(repr(value).encode())
+    return f"blake3:{content.hexdigest()}"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Tensors and plain values in a fixed order; other objects are of no interest."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _leaves(value[key], f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}/{index}")
+    elif isinstance(value, torch.Tensor | int | float | bool | str):
+        yield path, value
+
+
+def _without_quantization(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The base is loaded anew at every start; its quantization state would only cost space."""
+    module = state.get("module")
+    if not isinstance(module, Mapping):
+        return dict(state)
+    kept = {name: value for name, value in module.items() if not _QUANT_STATE.search(name)}
+    return {**state, "module": kept}
+
+
+def _copier(file: Path) -> Callable[[Any], object]:
+    def copy(sink: Any) -> None:
+        with file.open("rb") as source:
+            while chunk := source.read(1 << 20):
+                sink.write(chunk)
+
+    return copy

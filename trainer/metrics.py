@@ -1,0 +1,60 @@
+"""One line for each optimizer step and rank, durable before the step is committed.
+
+Losing metrics never stops a run: failures are reported once and forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from orchestrator.contract import layout
+from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.jsonio import to_json
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.segments import SegmentWriter
+
+FLUSH_EVERY_S = 5.0
+FLUSH_PATIENCE_S = 30.0
+
+
+class MetricsLog:
+    """The stream of one rank; lines are taken at once and written in the background."""
+
+    def __init__(
+        self, storage: Storage, attempt: int, rank: int, warn: Callable[[str], None]
+    ) -> None:
+        self._writer = SegmentWriter(storage, layout.metrics(attempt, rank))
+        self._warn = warn
+        self._waiting: deque[StepMetrics] = deque()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        threading.Thread(target=self._run, name="qvl-metrics", daemon=True).start()
+
+    def add(self, line: StepMetrics) -> None:
+        """Take one line; never blocks."""
+        self._waiting.append(line)
+
+    def flush(self) -> None:
+        """Make all lines durable, or warn."""
+        if not self._lock.acquire(timeout=FLUSH_PATIENCE_S):
+            self._warn("metrics are late: the storage does not answer")
+            return
+        try:
+            while self._waiting:
+                self._writer.add(to_json(self._waiting.popleft()))
+            self._writer.flush()
+        except Exception as fault:  # noqa: BLE001 - metrics never stop a run
+            self._warn(f"metrics cannot be written: {fault}")
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        self._stop.set()
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._stop.wait(FLUSH_EVERY_S):
+            self.flush()

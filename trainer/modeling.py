@@ -1,0 +1,272 @@
+"""The model to train: a frozen, usually 4-bit base with LoRA adapters; and its digests."""
+
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
+from blake3 import blake3
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from orchestrator.contract.resolved import ModelSpec, ResolvedJob
+from orchestrator.errors import UserError
+from trainer.families import Family, family_of, lora_pattern
+from trainer.families.base import DEFAULT_PRESET
+from trainer.families.processor import VisionChatProcessor
+
+_DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
+_CHUNK = 1 << 22
+"""Elements that a digest reads at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModule:
+    """One module of the base that carries a LoRA adapter."""
+
+    name: str
+    """Its name in the base model."""
+    in_features: int
+    out_features: int
+    parameters: int
+    """Trainable parameters of its adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model ready to train, with what belongs to it."""
+
+    model: PeftModel
+    processor: VisionChatProcessor
+    family: Family
+    table: tuple[AdaptedModule, ...]
+    """Matched modules, by name."""
+    trainable_parameters: int
+    total_parameters: int
+    """All parameters, adapters included; a 4-bit weight counts as one."""
+    max_positions: int | None
+    """Longest sequence in tokens that the language model is made for; None = not stated."""
+
+    def summary(self) -> str:
+        """Matched modules with layer numbers folded, and the counts, for people to read."""
+        counts: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        for row in self.table:
+            pattern = re.sub(r"\.\d+\.", ".*.", row.name)
+            counts[pattern] += 1
+            sizes[pattern] += row.parameters
+        lines = [f"{n:5d} x {name}  {sizes[name]:,} parameters" for name, n in counts.items()]
+        share = 100 * self.trainable_parameters / self.total_parameters
+        lines.append(
+            f"{self.family.name}: {self.trainable_parameters:,} of {self.total_parameters:,} "
+            f"parameters train ({share:.2f} %)"
+        )
+        return "\n".join(lines)
+
+
+def load_model(job: ResolvedJob, device: torch.device) -> Loaded:
+    """Load the base as the job says, freeze it, and add fresh adapters in float32.
+
+    The adapters' values depend on torch's global seed alone, which the caller sets first.
+    Gradient checkpointing is switched on (never reentrant) only if `training` asks for it.
+    Raises UserError for a missing or unknown model and for settings that a library refuses.
+    """
+    transformers_logging.disable_progress_bar()
+    folder = model_folder(job.model)
+    family = family_of(folder)
+    processor = VisionChatProcessor.from_pretrained(folder, family)
+    config = _lora_config(job.lora, family)
+    base = _load_base(job, folder, device)
+    try:
+        model = get_peft_model(base, config)
+    except (ValueError, TypeError) as fault:
+        hint = f"presets of lora.target_modules are {', '.join(family.lora_presets)}"
+        raise UserError(f"lora: {fault}", hint=hint) from fault
+    if not isinstance(model, PeftModel):
+        raise UserError("lora: mixed adapters are not supported")
+    sizes = [(p.requires_grad, _true_size(p)) for p in model.parameters()]
+    return Loaded(
+        model=model,
+        processor=processor,
+        family=family,
+        table=_adapted(model),
+        trainable_parameters=sum(n for trains, n in sizes if trains),
+        total_parameters=sum(n for _, n in sizes),
+        max_positions=getattr(base.config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def model_folder(spec: ModelSpec) -> Path:
+    """Local folder of the base model; a hub id is looked up in the cache, or downloaded.
+
+    With HF_HUB_OFFLINE set nothing is downloaded. Raises UserError when it is not there.
+    """
+    folder = Path(spec.path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute():
+        raise UserError(f"model.path: {spec.path} is not a folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(spec.path, revision=spec.revision))
+    except (OSError, ValueError, HFValidationError) as fault:
+        raise UserError(
+            f"model.path: {spec.path} at revision {spec.revision}: {fault}",
+            hint="give a local folder, or download this revision into the cache first",
+        ) from fault
+
+
+def base_digest(model: nn.Module) -> str:
+    """BLAKE3 (`blake3:<hex>`) over the frozen parameters and their quantization state.
+
+    Two fresh loads of one base agree, whatever the adapters. Weights in 4 bit count byte
+    by byte; other floating-point values are widened to float32 first, because their
+    storage type follows the engine and the last forward pass while their value does not.
+    Buffers are left out: they are computed from the configuration. May run in a thread
+    beside training; reading and hashing release the GIL.
+    """
+    digest = blake3()
+    frozen = {_base_name(n): p for n, p in model.named_parameters() if not p.requires_grad}
+    for name in sorted(frozen):
+        parameter = frozen[name]
+        state = getattr(parameter, "quant_state", None)
+        if isinstance(parameter, Params4bit) and state is not None:
+            _add(digest, name, parameter)
+            for key, value in sorted(state.as_dict(packed=True).items()):
+                _add(digest, f"{name}.{key}", value)
+        else:
+            _add(digest, name, parameter, widen=parameter.is_floating_point())
+    return f"blake3:{digest.hexdigest()}"
+
+
+def trainable_digest(model: nn.Module) -> str:
+    """BLAKE3 (`blake3:<hex>`) over the trainable parameters: names, types, shapes, bytes.
+
+    Wrapping by DDP or by a DeepSpeed engine does not change it (ZeRO-3 is not supported:
+    there a rank holds only its part).
+    """
+    digest = blake3()
+    trainable = {_unwrapped(n): p for n, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(trainable):
+        _add(digest, name, trainable[name])
+    return f"blake3:{digest.hexdigest()}"
+
+
+def _load_base(job: ResolvedJob, folder: Path, device: torch.device) -> Any:
+    quantization = _quantization(job.quantization)
+    dtype = "auto"
+    if quantization is not None and quantization.load_in_4bit:
+        dtype = quantization.bnb_4bit_compute_dtype
+    try:
+        base = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            quantization_config=quantization,
+            dtype=dtype,
+            device_map=None if job.zero_stage == 3 else {"": device},
+        )
+    except (OSError, ValueError, ImportError, KeyError) as fault:
+        raise UserError(f"model.path: {folder} cannot be loaded: {fault}") from fault
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # In evaluation bitsandbytes would repack the weights in place, with losses.
+            module.support_avx512bf16_for_cpu = False
+    asked = any(job.training.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
+    if quantization is None:
+        base.requires_grad_(False)
+        return base
+    return prepare_model_for_kbit_training(
+        base,
+        use_gradient_checkpointing=asked,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+
+
+def _quantization(settings: Mapping[str, Any]) -> BitsAndBytesConfig | None:
+    if not settings:
+        return None
+    values = dict(settings)
+    for field in _DTYPE_FIELDS:
+        if isinstance(values.get(field), str):
+            values[field] = _dtype(field, values[field])
+    try:
+        return BitsAndBytesConfig(**values)
+    except (TypeError, ValueError) as fault:
+        raise UserError(f"quantization: {fault}") from fault
+
+
+def _dtype(field: str, name: str) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"quantization.{field}: {name!r} is not a type of torch, try bfloat16")
+    return dtype
+
+
+def _lora_config(settings: Mapping[str, Any], family: Family) -> LoraConfig:
+    values = {"task_type": "CAUSAL_LM", "target_modules": DEFAULT_PRESET} | dict(settings)
+    if isinstance(values["target_modules"], str):
+        values["target_modules"] = lora_pattern(family, values["target_modules"])
+    try:
+        return LoraConfig(**values)
+    except (TypeError, ValueError) as fault:
+        raise UserError(f"lora: {fault}") from fault
+
+
+def _adapted(model: PeftModel) -> tuple[AdaptedModule, ...]:
+    rows = []
+    module: Any  # LoraLayer is a mix-in, unknown to torch's types
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            trains = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            layer = module.get_base_layer()
+            shape = int(getattr(layer, "in_features", 0)), int(getattr(layer, "out_features", 0))
+            rows.append(AdaptedModule(_base_name(name), *shape, trains))
+    return tuple(sorted(rows, key=lambda row: row.name))
+
+
+def _true_size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+
+
+def _unwrapped(name: str) -> str:
+    """A parameter's name without the prefix that DDP or an engine puts before it."""
+    return name.removeprefix("module.")
+
+
+def _base_name(name: str) -> str:
+    """A frozen parameter's name in the base model, without what PEFT put around it."""
+    name = _unwrapped(name).removeprefix("base_model.model.")
+    return name.replace(".base_layer", "").replace(".original_module", "")
+
+
+def _add(digest: Any, name: str, tensor: torch.Tensor, *, widen: bool = False) -> None:
+    """Add a tensor's name, type, shape and bytes to `digest`."""
+    dtype = "float" if widen else str(tensor.dtype).removeprefix("torch.")
+    digest.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
+    for chunk in _chunks(tensor, widen):
+        digest.update(chunk.view(torch.uint8).numpy())
+
+
+def _chunks(tensor: torch.Tensor, widen: bool) -> Iterator[torch.Tensor]:
+    """Flat pieces of `tensor` in main memory, read on a stream of their own on a GPU."""
+    flat = tensor.detach().reshape(-1)
+    stream = torch.cuda.Stream(flat.device) if flat.is_cuda else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(flat.device))
+    with torch.cuda.stream(stream):
+        for start in range(0, flat.numel(), _CHUNK):
+            piece = flat[start : start + _CHUNK]
+            yield (piece.float() if widen else piece).cpu().contiguous()

@@ -1,0 +1,123 @@
+"""Loads a checkpoint into a prepared Trainer and proves that it arrived.
+
+The files are verified already; what is compared here is the state in memory with what the
+manifest recorded when it was saved. Every difference is a ContractRefused that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
+
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import MalformedJson, from_json, loads
+from orchestrator.contract.manifest import CheckpointManifest
+from orchestrator.errors import ContractRefused
+from trainer import engine, rng
+from trainer.modeling import trainable_digest
+from trainer.saving import ADAPTER, loss_file
+from trainer.window import LossState
+
+
+def read_manifest(directory: str) -> CheckpointManifest:
+    """The manifest of a checkpoint directory. Raises ContractRefused if there is none."""
+    try:
+        data = (Path(directory) / layout.MANIFEST).read_bytes()
+        return from_json(CheckpointManifest, loads(data))
+    except (OSError, MalformedJson) as fault:
+        raise ContractRefused(f"the checkpoint's manifest cannot be read: {fault}") from None
+
+
+def load_engine(
+    trainer: Any,
+    directory: str,
+    manifest: CheckpointManifest,
+    rank: int,
+    *,
+    schedule_may_differ: bool,
+) -> None:
+    """Restore weights, optimizer and scheduler. Raises ContractRefused.
+
+    schedule_may_differ: the user allowed a change that may bend the learning rate's curve
+    """
+    names = engine.load(trainer.deepspeed, directory)
+    trainer._load_optimizer_and_scheduler(directory)
+    trainer._load_scaler(directory)
+    _check_names(trainer.model, names)
+    _same("trainable weights", trainable_digest(trainer.model), manifest.adapter_digest)
+    if rank >= len(manifest.rank_digests):
+        raise ContractRefused(f"the checkpoint has no state of rank {rank}")
+    state = engine.state_digest(trainer.deepspeed)
+    _same(f"optimizer state of rank {rank}", state, manifest.rank_digests[rank])
+    _same("learning rate", _rate(trainer).hex(), manifest.learning_rate_hex)
+    if not schedule_may_differ:
+        _check_schedule(trainer, manifest)
+
+
+def load_rng(directory: str, manifest: CheckpointManifest, rank: int, world_size: int) -> None:
+    """Restore this rank's random states. Raises ContractRefused."""
+    path = Path(directory) / rng.file_name(rank, world_size)
+    try:
+        with safe_globals():
+            rng.restore(torch.load(path, weights_only=True))
+    except (OSError, RuntimeError, KeyError) as fault:
+        raise ContractRefused(f"random states of rank {rank}: {fault}") from None
+    found = rng.digest(rng.capture(distributed=world_size > 1))
+    _same(f"random states of rank {rank}", found, manifest.rng_digests[rank])
+
+
+def load_loss(directory: str, rank: int) -> LossState | None:
+    """The loss accounting; None in a checkpoint that a plain Trainer wrote."""
+    path = Path(directory) / loss_file(rank)
+    return LossState.from_json(loads(path.read_bytes())) if path.exists() else None
+
+
+def load_weights_only(model: Any, directory: str) -> None:
+    """Start from a checkpoint's adapter alone. Raises ContractRefused where it does not fit."""
+    result = set_peft_model_state_dict(model, load_file(str(Path(directory) / ADAPTER)))
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise ContractRefused(
+            f"the adapter does not fit this model: {len(missing)} tensors missing, "
+            f"{len(result.unexpected_keys)} not known"
+        )
+
+
+def _check_names(model: Any, loaded: frozenset[str]) -> None:
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    missing = sorted(trainable - loaded)
+    extra = sorted(loaded & frozen)
+    if missing or extra:
+        raise ContractRefused(
+            f"the checkpoint's weights are not the trainable ones: {len(missing)} missing "
+            f"({', '.join(missing[:3])}), {len(extra)} frozen ({', '.join(extra[:3])})"
+        )
+
+
+def _rate(trainer: Any) -> float:
+    """What the optimizer will use at its next step."""
+    return float(trainer.optimizer.param_groups[0]["lr"])
+
+
+def _check_schedule(trainer: Any, manifest: CheckpointManifest) -> None:
+    """A closed-form schedule gives the rate as a function of the step alone."""
+    scheduler = trainer.lr_scheduler
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        return
+    rate = scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+    name = f"learning rate of the schedule at step {scheduler.last_epoch}"
+    _same(name, float(rate).hex(), manifest.learning_rate_hex)
+
+
+def _same(name: str, found: str, recorded: str) -> None:
+    if found != recorded:
+        raise ContractRefused(
+            f"{name} after the load: {found}, the checkpoint recorded {recorded}",
+            hint="resume from an older checkpoint with `resume RUN --from`",
+        )
