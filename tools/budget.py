@@ -1,6 +1,6 @@
 """Run a test command, print how long it took, and fail if it took longer than its budget.
 
-    budget.py SECONDS COMMAND...
+budget.py SECONDS COMMAND...
 """
 
 from __future__ import annotations

@@ -33,13 +33,23 @@ def run(*argv: str | Path, cwd: Path, **more: str) -> None:
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work / "dist", cwd=ROOT)
+        run(
+            sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work / "dist", cwd=ROOT
+        )
         (wheel,) = (work / "dist").glob("*.whl")
         venv.create(work / "venv", with_pip=True)
         python = work / "venv/bin/python"
         run(
-            python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            *os.environ.get("PIP_FLAGS", "").split(), "-c", ROOT / "constraints.txt", wheel,
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *os.environ.get("PIP_FLAGS", "").split(),
+            "-c",
+            ROOT / "constraints.txt",
+            wheel,
             cwd=work,
         )
         run(python, "-c", SCRIPT, cwd=work)

@@ -138,7 +138,9 @@ def report(disturbed: str, undisturbed: str) -> int:
     equal_losses = [x["loss_hex"] for x in a] == [x["loss_hex"] for x in b] and len(a) == 40
     equal_rates = [x["learning_rate"] for x in a] == [x["learning_rate"] for x in b]
     equal_adapter = adapter(disturbed) == adapter(undisturbed)
-    stops = [e for e in events(disturbed) if e["kind"] == "verdict" and e["data"]["code"] in (75, 76)]
+    stops = [
+        e for e in events(disturbed) if e["kind"] == "verdict" and e["data"]["code"] in (75, 76)
+    ]
     say("what each notice cost")
     for stop in stops:
         seconds = stop["data"]["notice_to_exit_s"]
@@ -178,13 +180,20 @@ def draw(points: list[dict[str, Any]], happened: list[dict[str, Any]]) -> Path:
     for attempt in attempts:
         part = [p for p in points if p["attempt"] in (attempt, attempt - 1)]
         part = [p for p in part if p["attempt"] == attempt or p is last_of(part, attempt - 1)]
-        axes.plot([p["step"] for p in part], [p["loss"] for p in part], marker=".",
-                  label=f"attempt {attempt}")
+        axes.plot(
+            [p["step"] for p in part],
+            [p["loss"] for p in part],
+            marker=".",
+            label=f"attempt {attempt}",
+        )
     for event in happened:
         if event["kind"] == "stop_agreed" and event.get("rank") in (0, None):
             axes.axvline(event["data"]["step"], color="0.5", linestyle="--", linewidth=1)
-    axes.set(xlabel="optimizer step", ylabel="training loss",
-             title="One curve over all attempts (dashed: preempted)")
+    axes.set(
+        xlabel="optimizer step",
+        ylabel="training loss",
+        title="One curve over all attempts (dashed: preempted)",
+    )
     axes.legend()
     path = OUT / "loss.png"
     figure.savefig(path, dpi=120)
@@ -201,9 +210,13 @@ def tool(*args: object) -> str:
 
 
 def run(*argv: object) -> str:
-    done = subprocess.run([str(a) for a in argv], env=ENV, text=True, capture_output=True)
+    done = subprocess.run(
+        [str(a) for a in argv], env=ENV, text=True, capture_output=True, check=False
+    )
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, argv))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+        sys.exit(
+            f"{' '.join(map(str, argv))} failed ({done.returncode}):\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 

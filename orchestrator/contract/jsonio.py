@@ -132,7 +132,10 @@ def _build_dataclass(want: type, value: Json, where: str) -> Any:
 
 def _scalar(want: Any, value: Json, where: str) -> Any:
     if want is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise MalformedJson(f"{where}: a number beyond every float") from None
     if not isinstance(value, want) or (want is int and isinstance(value, bool)):
         raise MalformedJson(f"{where}: {type(value).__name__} instead of {want.__name__}")
     return value

@@ -20,6 +20,8 @@ cache/                       recomputable: hashes of the base model's files
 
 from __future__ import annotations
 
+import re
+
 JOB = "job.yaml"
 RESOLVED = "resolved.json"
 TOMBSTONE = "tombstone"
@@ -33,6 +35,8 @@ EVENTS = "events/"
 MANIFEST = "manifest.json"
 PARTS = "parts/"
 BASE_CACHE = "cache/base-files.json"
+
+_NUMBERED = re.compile(r"([0-9]{1,18})(?:\.[a-z]+)?")
 
 
 def submission(number: int) -> str:
@@ -123,5 +127,5 @@ def segment(folder: str, seq: int, suffix: str = ".jsonl") -> str:
 
 def number_of(path: str) -> int | None:
     """The number a name like `attempts/000003.json` or `log/00000012.json` carries."""
-    stem = path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
-    return int(stem) if stem.isdecimal() else None
+    found = _NUMBERED.fullmatch(path.rstrip("/").rsplit("/", 1)[-1])
+    return int(found[1]) if found else None

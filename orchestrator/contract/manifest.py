@@ -15,8 +15,8 @@ CHECKPOINT_FORMAT = 1
 
 Trigger = Literal["interval", "notice", "final"]
 
-_SAFE = re.compile(r"^[A-Za-z0-9._+=@-]+(/[A-Za-z0-9._+=@-]+)*$")
-_HASH = re.compile(r"^blake3:[0-9a-f]{64}$")
+_SAFE = re.compile(r"[A-Za-z0-9._+=@-]+(/[A-Za-z0-9._+=@-]+)*")
+_HASH = re.compile(r"blake3:[0-9a-f]{64}")
 MAX_FILES = 100_000
 MAX_FILE_BYTES = 1 << 46
 
@@ -93,11 +93,11 @@ def check_files(files: Iterable[FileEntry]) -> None:
     seen: set[str] = set()
     for count, entry in enumerate(files, 1):
         parts = entry.path.split("/")
-        if not _SAFE.match(entry.path) or any(p in (".", "..") for p in parts):
+        if not _SAFE.fullmatch(entry.path) or any(p in (".", "..") for p in parts):
             raise MalformedJson(f"unsafe path in manifest: {entry.path!r}")
         if entry.path in seen:
             raise MalformedJson(f"path named twice in manifest: {entry.path!r}")
-        if not _HASH.match(entry.hash):
+        if not _HASH.fullmatch(entry.hash):
             raise MalformedJson(f"malformed hash of {entry.path!r}")
         if not 0 <= entry.size_bytes <= MAX_FILE_BYTES or count > MAX_FILES:
             raise MalformedJson(f"absurd size or number of files at {entry.path!r}")

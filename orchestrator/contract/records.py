@@ -191,7 +191,11 @@ def decode_record(value: Json, seq: int) -> LogRecord:
     if not isinstance(value, dict) or "sum" not in value:
         raise MalformedJson(f"log record {seq} has no checksum")
     body = {k: v for k, v in value.items() if k != "sum"}
-    if digest(body) != value["sum"]:
+    try:
+        found = digest(body)
+    except (ValueError, RecursionError) as fault:
+        raise MalformedJson(f"log record {seq} holds what was never written: {fault}") from None
+    if found != value["sum"]:
         raise MalformedJson(f"log record {seq} does not match its checksum")
     record = from_json(LogRecord, body)
     if record.seq != seq:

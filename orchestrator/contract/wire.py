@@ -43,7 +43,7 @@ class LineBuffer:
         for line in lines:
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict) and isinstance(value.get("t"), str):
                 yield value

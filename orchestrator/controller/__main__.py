@@ -11,16 +11,20 @@ from orchestrator.errors import QvlError, Unreachable
 from orchestrator.registry.store import Registry, default_state_dir
 
 RETRY_S = 5.0
+TAKEN_S = 5.0
+"""How long a controller that finds another one waits for it: it may be on its way out."""
 
 
 def main(run_id: str) -> int:
     """Follow the run to its end, through a storage that is away for a while."""
     clock = SystemClock()
     registry = Registry(default_state_dir())
+    end = clock.monotonic() + TAKEN_S
     while True:
         try:
-            follow(open_run(registry, run_id, clock), clock)
-            return 0
+            if follow(open_run(registry, run_id, clock), clock) or clock.monotonic() > end:
+                return 0
+            clock.sleep(0.2)
         except Unreachable as fault:
             sys.stderr.write(f"{fault}\n")
             clock.sleep(RETRY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,18 +13,22 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.contract.spec import StartFrom, StartKind
+from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
+from orchestrator.controller import lease, rows
 from orchestrator.controller.observe import Seen, observe
-from orchestrator.controller.reconcile import forget_secrets
+from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
-from orchestrator.controller.submit import start_submission
+from orchestrator.controller.submit import collect_secrets, start_submission, write_secrets
 from orchestrator.domain.facts import RunFacts
+from orchestrator.domain.states import State
 from orchestrator.errors import CheckpointError, UserError
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+LEAVE_S = 5.0
+"""How long `remove` waits for the last processes of a run that has ended."""
 
 
 def is_live(facts: RunFacts) -> bool:
@@ -79,13 +84,15 @@ def resume(
     if seen.facts.done:
         raise UserError(f"run {run.run_id} is finished", hint="submit the job as a new run")
     start = _start(seen, newest.start, ref, restart_from)
-    run.storage.delete(layout.TOMBSTONE)
     number = newest.number + 1
     allowed = tuple(dict.fromkeys((*newest.spec.allow_change, *allow_change)))
     spec = replace(newest.spec, submission=number, allow_change=allowed)
     if job is not None:
-        spec = replace(spec, resolved=f"resolved-{number:06d}.json")
+        spec = _changed_spec(run, spec, job)
+    spec = _with_secrets(run, spec, job or run.job(spec.resolved))
+    if job is not None:
         run.storage.put(spec.resolved, pretty(to_json(job)))
+    _reopen(run)
     run.event(
         "resume_requested",
         {"from": start.ref or start.kind, "allow_change": list(allow_change)},
@@ -93,6 +100,47 @@ def resume(
     )
     start_submission(run, spec, start, reason="resume", reset_batch_plan=reset_batch_plan)
     return number
+
+
+def _changed_spec(run: Run, spec: TrainSpec, job: ResolvedJob) -> TrainSpec:
+    """What of a changed job file travels with the submission; the run's place cannot change."""
+    if job.backend != run.entry.backend:
+        raise UserError(
+            f"run {run.run_id} belongs to backend {run.entry.backend}, not {job.backend}",
+            hint="submit the job as a new run",
+        )
+    return replace(
+        spec,
+        resolved=f"resolved-{spec.submission:06d}.json",
+        nodes=job.resources.nodes,
+        gpus_per_node=job.resources.gpus_per_node,
+        grace_s=job.preemption.grace_s,
+        signals=job.preemption.signals,
+        python=job.python or spec.python,
+        env=dict(job.env),
+    )
+
+
+def _with_secrets(run: Run, spec: TrainSpec, job: ResolvedJob) -> TrainSpec:
+    """The spec with the job's secrets at hand: from this shell, or as they were stored.
+
+    They are forgotten when a run is cancelled, so that resuming it needs them anew.
+    """
+    if not job.secrets:
+        return replace(spec, secrets_file=None)
+    path = secrets_path(run.registry.state_dir, run.run_id)
+    stored = spec.secrets_file is not None and path.exists()
+    if not stored or all(name in os.environ for name in job.secrets):
+        write_secrets(run.registry.state_dir, run.run_id, collect_secrets(job, os.environ))
+    return replace(spec, secrets_file=str(path))
+
+
+def _reopen(run: Run) -> None:
+    """No longer final or cancelled: controllers and `status` look at the run again."""
+    before = run.entry.row or rows.blank_row(run.entry)
+    news = {"state": State.QUEUED.value, "reason": None, "message": None, "next": None}
+    run.registry.saw(run.run_id, {**before, **news}, final=False, at=run.clock.now())
+    run.storage.delete(layout.TOMBSTONE)
 
 
 def _start(
@@ -130,12 +178,8 @@ def find_commit(live: Sequence[LogRecord], ref: str) -> LogRecord:
 
 
 def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
-    """Delete the run directory and forget the run. Refuses while a job is at work."""
-    seen = observe(run)
-    if is_live(seen.facts):
-        raise UserError(
-            f"run {run.run_id} is at work", hint=f"first `qvl-orchestrate cancel {run.run_id}`"
-        )
+    """Delete the run directory and forget the run. Refuses while anybody is at work on it."""
+    seen = _when_left(run)
     if keep_adapter is not None:
         copy_adapter(run, seen, keep_adapter)
     forget_secrets(run)
@@ -146,6 +190,22 @@ def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
         for entry in run.storage.list("", deep=True):
             run.storage.delete(entry.path)
     run.registry.remove(run.run_id)
+
+
+def _when_left(run: Run) -> Seen:
+    """What is seen once no job and no controller is there; one that ended may take a moment."""
+    end = run.clock.monotonic() + LEAVE_S
+    while True:
+        seen = observe(run)
+        at_work = is_live(seen.facts)
+        if not at_work and not lease.is_live(lease.newest(run.storage), run.clock.now()):
+            return seen
+        ending = not at_work or seen.facts.done or seen.facts.tombstone
+        if not ending or run.clock.monotonic() >= end:
+            raise UserError(
+                f"run {run.run_id} is at work", hint=f"first `qvl-orchestrate cancel {run.run_id}`"
+            )
+        run.clock.sleep(0.1)
 
 
 def copy_adapter(run: Run, seen: Seen, target: Path) -> None:

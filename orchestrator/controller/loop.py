@@ -71,6 +71,20 @@ def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlErro
     return faults
 
 
+def look_after(run: Run) -> Step | None:
+    """One pass here, and a controller for what remains; None if the run has one already."""
+    lease = Lease(run.storage, run.clock)
+    if not lease.acquire():
+        return None
+    try:
+        step = reconcile(run)
+    finally:
+        lease.release()
+    if not step.settled:
+        detach(run.registry, run.run_id)
+    return step
+
+
 def detach(registry: Registry, run_id: str) -> int:
     """Start a controller for one run that outlives this process; returns its pid."""
     folder = registry.state_dir / "controllers"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.backends.base import Observation
 from orchestrator.clock import parse_iso
+from orchestrator.contract import layout
 from orchestrator.contract.records import ClaimRecord, SubmissionRecord
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
@@ -48,7 +49,7 @@ def observe(run: Run) -> Seen:
         requeues_itself=run.backend.capabilities.requeues_itself,
         done=view.is_done(),
         tombstone=attempts.has_tombstone(run.storage),
-        policy=policy(run),
+        policy=policy(run, newest.spec.resolved if newest else layout.RESOLVED),
         save_seconds=summary.save_seconds if summary else None,
     )
     return Seen(facts, newest, backend_id, summary, view)
@@ -65,9 +66,9 @@ def backend_phase(run: Run, backend_id: str | None) -> BackendPhase:
     return seen.phase
 
 
-def policy(run: Run) -> Policy:
-    """The budgets that the job file and the backend set."""
-    job = run.job()
+def policy(run: Run, resolved: str) -> Policy:
+    """The budgets that the resolved job and the backend set."""
+    job = run.job(resolved)
     return Policy(
         max_failures_without_progress=job.preemption.max_failures_without_progress,
         backoff_base_s=run.backend.capabilities.backoff_base_s,

@@ -4,8 +4,10 @@ on a backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +43,7 @@ def snapshot(registry: Registry, clock: Clock, entries: Iterable[RunEntry]) -> l
     live = [e for e in chosen if not e.final]
     if not live:
         return [_stored(e) for e in chosen]
-    pool = ThreadPoolExecutor(min(WORKERS, len(live)))
-    futures = {e.run_id: pool.submit(refresh, registry, clock, e) for e in live}
+    futures = _refresh_all(registry, clock, live)
     end = clock.monotonic() + BUDGET_S
     found = []
     for entry in chosen:
@@ -51,11 +52,38 @@ def snapshot(registry: Registry, clock: Clock, entries: Iterable[RunEntry]) -> l
             found.append(_stored(entry))
             continue
         try:
-            found.append(future.result(timeout=max(0.05, end - clock.monotonic())))
+            found.append(future.result(timeout=max(0.0, end - clock.monotonic())))
         except TimeoutError:
             found.append(_stored(entry, "the storage does not answer within 2 s"))
-    pool.shutdown(wait=False, cancel_futures=True)
     return found
+
+
+def _refresh_all(
+    registry: Registry, clock: Clock, live: Sequence[RunEntry]
+) -> dict[str, Future[Snapshot]]:
+    """Refresh in daemon threads: one that hangs in a dead file system must not hold us back
+    at exit, as those of a ThreadPoolExecutor would.
+    """
+    futures: dict[str, Future[Snapshot]] = {e.run_id: Future() for e in live}
+    waiting: queue.SimpleQueue[RunEntry] = queue.SimpleQueue()
+    for entry in live:
+        waiting.put(entry)
+
+    def work() -> None:
+        while True:
+            try:
+                entry = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                seen = refresh(registry, clock, entry)
+            except Exception as fault:  # noqa: BLE001 - one run must not hide all others
+                seen = _stored(entry, f"internal error: {fault!r}")
+            futures[entry.run_id].set_result(seen)
+
+    for _ in range(min(WORKERS, len(live))):
+        threading.Thread(target=work, name="status", daemon=True).start()
+    return futures
 
 
 def _stored(entry: RunEntry, fault: str | None = None) -> Snapshot:

@@ -15,6 +15,7 @@ the job gone, last attempt ended with
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from orchestrator.contract.codes import ExitCode
@@ -105,6 +106,12 @@ def _after_end(facts: RunFacts) -> Decision:
 
 def _ended_unclaimed(facts: RunFacts) -> Decision:
     """The newest submission ended before its agent wrote anything: killed while starting."""
+    if facts.unclaimed >= facts.policy.max_attempts_without_commit:
+        return Hold(
+            "never-starts",
+            f"{facts.unclaimed} submissions in a row ended before their agent claimed an attempt; "
+            "see the job's own output",
+        )
     return _held_without_commit(facts) or Requeue(
         "ended before it started", (facts.submitted_at or 0.0) + facts.policy.backoff_base_s
     )
@@ -120,17 +127,19 @@ def _held_without_commit(facts: RunFacts) -> Hold | None:
     if len(recent) < limit or any(a.commits for a in recent):
         return None
     policy = facts.policy
+    interval = "by time" if policy.every_steps is None else f"{policy.every_steps} steps"
     saved = "unknown" if facts.save_seconds is None else f"{facts.save_seconds:.1f} s"
     return Hold(
         "no-progress",
         f"{limit} attempts in a row ended without a new checkpoint (a save takes {saved}, "
-        f"grace {policy.grace_s:.0f} s, interval {policy.every_steps or 'by time'} steps)",
+        f"grace {policy.grace_s:.0f} s, interval {interval})",
     )
 
 
 def _refused(verdict: Verdict) -> Decision:
     if verdict.reason == "contract":
-        return Hold(verdict.reason, verdict.message, "--allow-change FIELD")
+        flags = " ".join(dict.fromkeys(re.findall(r"--allow-change \S+", verdict.message)))
+        return Hold(verdict.reason, verdict.message, flags or "--restart-from weights")
     if verdict.reason == "checkpoint":
         return Hold(verdict.reason, verdict.message, "--restart-from weights|scratch")
     return Fail(verdict.reason, verdict.message)
@@ -155,7 +164,7 @@ def failures_without_progress(attempts: tuple[AttemptFacts, ...]) -> int:
     count = 0
     for attempt in reversed(attempts):
         if attempt.commits:
-            return count + (1 if _is_failure(attempt) and count == 0 else 0)
+            break
         count += _is_failure(attempt)
     return count
 

@@ -45,6 +45,8 @@ class RunFacts:
     attempts: tuple[AttemptFacts, ...] = ()
     newest_submission: int = 0
     submitted_at: float | None = None
+    unclaimed: int = 0
+    """Newest submissions in a row, since a person last said `resume`, that no agent claimed."""
     backend: BackendPhase = "absent"
     backend_since: float | None = None
     """For `unknown`: since when the backend cannot be asked."""

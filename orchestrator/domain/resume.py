@@ -49,6 +49,7 @@ COMPARED_APART = (
     "config.zero_stage",
     "config.code",
     "base_digest",
+    "base_device",
     "device.*",
 )
 """Covered by the global batch, by content digests, or by the ranks once they have loaded."""

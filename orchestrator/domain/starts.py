@@ -56,6 +56,8 @@ def may_start(
         return Stale("the run is finished")
     if tombstone:
         return Stale("the run is cancelled")
+    if me.submission > newest_submission:
+        return Stale(f"submission {me.submission} does not stand in the run directory")
     if me.submission != newest_submission:
         return Stale(f"submission {me.submission} was followed by {newest_submission}")
     mine = [c for c in claims if c.submission == me.submission]

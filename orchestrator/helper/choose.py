@@ -47,7 +47,7 @@ class Chooser:
                 return point
         if options.explicit is not None and options.explicit.kind != "latest":
             return self._explicit(options.explicit)
-        if any(r.kind == "commit" for r in view.records):
+        if view.unreadable or any(r.kind == "commit" for r in view.records):
             raise CheckpointError(
                 "no checkpoint of this run can be trusted any more; each fault is in `events`",
                 hint="`resume --restart-from weights` takes adapter weights only, "
@@ -126,6 +126,8 @@ class Chooser:
     def _weights(self, ref: str | None) -> StartPoint:
         """The newest adapter whose bytes are those committed, even if the rest is damaged."""
         if ref is not None and ref.startswith("/"):
+            if not (Path(ref) / ADAPTER).is_file():
+                raise CheckpointError(f"{ref}/{ADAPTER} is missing")
             return StartPoint(kind="weights", directory=ref)
         for record in reversed(self.log.read().records):
             if record.kind != "commit" or (ref and record.commit().directory != ref):

@@ -56,6 +56,8 @@ class Claimer:
         """Claim or join the attempt, fence it, take a slot. Raises NotOwner if stale."""
         record = self._claim_attempt(job)
         self._fence(record)
+        if self._log.read().is_done():
+            raise NotOwner("the run was finished while this attempt was claimed")
         return Claimed(record, self._take_slot(record.attempt))
 
     def _claim_attempt(self, job: ResolvedJob) -> ClaimRecord:

@@ -127,7 +127,8 @@ def _files(root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
     for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts[-3:])
+        inner = path.relative_to(root).parts
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in inner)
         if path.is_file() and not hidden:
             yield path
 

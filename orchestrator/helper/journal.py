@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -51,7 +52,11 @@ class Journal:
             data=dict(data),
             seq=self._seq,
         )
-        self._events.add(to_json(line))
+        try:
+            self._events.add(to_json(line))
+        except (TypeError, ValueError):
+            told = replace(line, data={"unprintable": ascii(line.data)[:1000]})
+            self._events.add(to_json(told))
 
     def log(self, local_rank: int, line: str) -> None:
         """Take one line of a rank's output."""
@@ -60,7 +65,7 @@ class Journal:
             name = f"rank-{self._first_rank + local_rank}"
             writer = SegmentWriter(self._storage, layout.logs(self._attempt, name), suffix=".log")
             self._logs[local_rank] = writer
-        writer.add_text(f"{iso(self._clock.now())} {line}".encode())
+        writer.add_text(f"{iso(self._clock.now())} {line}".encode(errors="replace"))
 
     def flush(self, *, force: bool = False) -> None:
         """Make what was taken durable, at most every FLUSH_S unless forced."""
@@ -78,9 +83,7 @@ class Journal:
 class SummaryWriter:
     """Keeps summary.json: at once when the phase or the checkpoint changes, else every `report_s`."""
 
-    def __init__(
-        self, storage: Storage, clock: Clock, first: RunSummary, report_s: float
-    ) -> None:
+    def __init__(self, storage: Storage, clock: Clock, first: RunSummary, report_s: float) -> None:
         self._report_s = report_s
         self._storage = storage
         self._clock = clock
@@ -104,8 +107,8 @@ class SummaryWriter:
         self.change(
             step=step,
             total_steps=total,
-            loss=message.get("loss"),
-            learning_rate=message.get("learning_rate"),
+            loss=_finite(message.get("loss")),
+            learning_rate=_finite(message.get("learning_rate")),
             step_seconds=median,
             eta_s=None if median is None else round(median * (total - step), 1),
         )
@@ -130,3 +133,8 @@ class SummaryWriter:
         except StorageError:
             return
         self._written, self._written_at = self.now, now
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON can hold, else None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

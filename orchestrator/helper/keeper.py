@@ -35,16 +35,23 @@ class Keeper:
         if resumed_from is not None:
             self._verified.add(resumed_from)
         self._wanted.put("clean")
-        self._thread.start()
+        self._begin()
 
     def committed(self) -> None:
         """A new checkpoint stands: look after it."""
         self._wanted.put("retain")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Also by the first commit: a restarted helper never learns where it resumed from."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def finish(self, seconds: float) -> None:
         """End after what is queued, waiting at most `seconds`."""
         self._wanted.put("end")
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
 
     def _work(self) -> None:
         while (task := self._wanted.get()) != "end":
@@ -89,8 +96,13 @@ class Keeper:
             )
 
     def clean_leftovers(self) -> None:
-        """Remove files of earlier (fenced) attempts that no living record names."""
+        """Remove files of earlier (fenced) attempts that no living record names.
+
+        Nothing while a record is unreadable: it may name any of them.
+        """
         view = self._log.read()
+        if view.unreadable:
+            return
         named = {
             r.commit().directory
             for r in view.records

@@ -50,6 +50,7 @@ class Watcher:
         self._cancelled = False
         self._polled = -POLL_S
         self._beat = -HEARTBEAT_S
+        self._looked = 0.0
         self._peers: dict[int, tuple[bytes, float]] = {}
 
     def request(self, reason: str, seconds_left: float, rank: int | None) -> None:
@@ -89,11 +90,19 @@ class Watcher:
             self._storage.put(
                 layout.heartbeat(self._attempt, self._slot), canonical({"at": self._clock.now()})
             )
+        if now - self._looked > 2 * HEARTBEAT_S:
+            self._forget_time(now)
+        self._looked = now
         ended = {v.slot for v in attempts.read_verdicts(self._storage, self._attempt)}
         for peer in range(self._nodes):
             if peer != self._slot and peer not in ended and self._silent(peer, now):
                 self._peers[peer] = (b"lost", float("inf"))
                 yield StopWanted(f"peer-lost: node {peer}", self._grace_s)
+
+    def _forget_time(self, now: float) -> None:
+        """We saw nothing for a while (storage away, or paused ourselves): all have time anew."""
+        for peer, (beat, since) in self._peers.items():
+            self._peers[peer] = (beat, max(since, now))
 
     def _silent(self, peer: int, now: float) -> bool:
         """True if the peer's heartbeat stood still for `node_lost_s` of our clock."""
@@ -102,6 +111,9 @@ class Watcher:
         except NotFound:
             beat = b""
         except StorageError:
+            if peer in self._peers:
+                beat, since = self._peers[peer]
+                self._peers[peer] = (beat, max(since, now))
             return False
         known = self._peers.get(peer)
         if known is None or known[0] not in (beat, b"lost"):

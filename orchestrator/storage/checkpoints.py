@@ -14,7 +14,7 @@ from orchestrator.contract.jsonio import MalformedJson, from_json, loads, pretty
 from orchestrator.contract.manifest import CheckpointManifest, FileEntry, check_files
 from orchestrator.contract.records import Commit, LogRecord, Retire
 from orchestrator.errors import CheckpointError
-from orchestrator.storage.hashing import hash_bytes, hash_chunks
+from orchestrator.storage.hashing import ContentHash, hash_bytes
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
@@ -110,13 +110,25 @@ def _verify_files(
 def _verify_file(storage: Storage, directory: str, entry: FileEntry) -> None:
     name = f"{directory}/{entry.path}"
     try:
-        found = hash_chunks(storage.read(name)).entry(entry.path)
+        found = _hash_up_to(storage.read(name), entry.size_bytes).entry(entry.path)
     except NotFound:
         raise CheckpointError(f"{name} is missing") from None
+    if found.size_bytes > entry.size_bytes:
+        raise CheckpointError(f"{name} has more than {entry.size_bytes} bytes")
     if found.size_bytes != entry.size_bytes:
         raise CheckpointError(f"{name} has {found.size_bytes} bytes instead of {entry.size_bytes}")
     if found.hash != entry.hash:
         raise CheckpointError(f"{name} does not match its hash")
+
+
+def _hash_up_to(chunks: Iterable[memoryview], size_bytes: int) -> ContentHash:
+    """Reads no further than the first chunk past `size_bytes`."""
+    content = ContentHash()
+    for chunk in chunks:
+        content.update(chunk)
+        if content.size_bytes > size_bytes:
+            break
+    return content
 
 
 def commit(

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.storage.hashing import hash_bytes
-from orchestrator.storage.protocol import Created, Entry, NotFound, Sink, Taken
+from orchestrator.storage.protocol import Created, Entry, NotFound, Sink, Taken, path_parts
 
 
 class MemoryStorage:
@@ -34,7 +34,7 @@ class MemoryStorage:
 
     def get(self, path: str) -> bytes:
         try:
-            return self._objects[path]
+            return self._objects[_name(path)]
         except KeyError:
             raise NotFound(f"{path}: not found") from None
 
@@ -44,14 +44,16 @@ class MemoryStorage:
             yield data[start : start + chunk_bytes]
 
     def put(self, path: str, data: bytes) -> None:
-        self._objects[path] = bytes(data)
+        self._objects[_name(path)] = bytes(data)
 
     def create(self, path: str, data: bytes) -> Created | Taken:
         with self._lock:
-            there = self._objects.setdefault(path, bytes(data))
+            there = self._objects.setdefault(_name(path), bytes(data))
         return Created() if there == data else Taken(there)
 
     def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
+        if prefix:
+            prefix = f"{_name(prefix)}/"
         found = [
             Entry(path, len(data))
             for path, data in list(self._objects.items())
@@ -60,13 +62,18 @@ class MemoryStorage:
         return sorted(found, key=lambda entry: entry.path)
 
     def delete(self, path: str) -> None:
-        self._objects.pop(path, None)
+        self._objects.pop(_name(path), None)
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[Sink]:
+        name = _name(path)
         sink = _MemorySink()
         yield sink
-        self._objects[path] = sink.data()
+        self._objects[name] = sink.data()
+
+
+def _name(path: str) -> str:
+    return "/".join(path_parts(path))
 
 
 class _MemorySink:

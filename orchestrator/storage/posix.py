@@ -18,9 +18,16 @@ from typing import BinaryIO
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.errors import StorageError, UserError
 from orchestrator.storage.hashing import ContentHash
-from orchestrator.storage.protocol import Created, Entry, NotFound, Sink, Taken
+from orchestrator.storage.protocol import (
+    TMP,
+    Created,
+    Entry,
+    NotFound,
+    Sink,
+    Taken,
+    path_parts,
+)
 
-_TMP = ".tmp-"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -31,6 +38,8 @@ class PosixStorage:
         self._root = root
         self._file_mode = 0o660 if group_sharing else 0o600
         self._dir_mode = 0o2770 if group_sharing else 0o700
+        self._durable: set[Path] = set()
+        """Folders whose own entry was fsynced, by whoever made them."""
 
     @property
     def uri(self) -> str:
@@ -53,11 +62,15 @@ class PosixStorage:
         return self._at(path)
 
     def get(self, path: str) -> bytes:
-        with _translated(path):
+        with _translated(path), _nothing_there(path):
             return self._at(path).read_bytes()
 
     def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
-        with _translated(path), self._at(path).open("rb", buffering=0) as file:
+        with (
+            _translated(path),
+            _nothing_there(path),
+            self._at(path).open("rb", buffering=0) as file,
+        ):
             buffer = bytearray(chunk_bytes)
             while count := file.readinto(buffer):
                 yield memoryview(buffer)[:count]
@@ -66,7 +79,8 @@ class PosixStorage:
         with _translated(path):
             target = self._at(path)
             tmp = self._write_tmp(target, data)
-            os.replace(tmp, target)
+            with _removed_on_failure(tmp):
+                os.replace(tmp, target)
             _fsync_dir(target.parent)
 
     def create(self, path: str, data: bytes) -> Created | Taken:
@@ -98,7 +112,7 @@ class PosixStorage:
     def delete(self, path: str) -> None:
         with _translated(path):
             target = self._at(path)
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
             self._drop_empty(target.parent)
 
@@ -117,10 +131,7 @@ class PosixStorage:
             _fsync_dir(target.parent)
 
     def _at(self, path: str) -> Path:
-        parts = path.strip("/").split("/")
-        if path.startswith("/") or any(p in ("", ".", "..") for p in parts):
-            raise StorageError(f"not a path inside the storage: {path!r}")
-        return self._root.joinpath(*parts)
+        return self._root.joinpath(*path_parts(path))
 
     def _walk(self, folder: Path, *, deep: bool) -> Iterator[Entry]:
         try:
@@ -128,7 +139,7 @@ class PosixStorage:
         except (FileNotFoundError, NotADirectoryError):
             return
         for item in items:
-            if item.name.startswith(_TMP):
+            if item.name.startswith(TMP):
                 continue
             if item.is_dir(follow_symlinks=False):
                 if deep:
@@ -140,11 +151,9 @@ class PosixStorage:
 
     def _write_tmp(self, target: Path, data: bytes) -> Path:
         self._make_dir(target.parent)
-        tmp = target.parent / f"{_TMP}{secrets.token_hex(8)}"
-        with _open_new(tmp, self._file_mode) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        tmp = target.parent / f"{TMP}{secrets.token_hex(8)}"
+        with _removed_on_failure(tmp):
+            _write_all(_open_new(tmp, self._file_mode), data)
         return tmp
 
     def _create_exclusive(self, target: Path, data: bytes) -> Created | Taken:
@@ -152,10 +161,8 @@ class PosixStorage:
             file = _open_new(target, self._file_mode)
         except FileExistsError:
             return self._settle(target, data)
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with _removed_on_failure(target):
+            _write_all(file, data)
         _fsync_dir(target.parent)
         return Created()
 
@@ -167,15 +174,20 @@ class PosixStorage:
         return Created()
 
     def _make_dir(self, folder: Path) -> None:
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
+        """Make what is missing; sync, once, what others made: they may not have come to it."""
+        doubtful = []
+        while folder != self._root and not (folder in self._durable and folder.is_dir()):
+            doubtful.append(folder)
             folder = folder.parent
-        for path in reversed(missing):
+        while not folder.is_dir():
+            doubtful.append(folder)
+            folder = folder.parent
+        for path in reversed(doubtful):
             with suppress(FileExistsError):
                 path.mkdir(mode=0o700)
                 path.chmod(self._dir_mode)
             _fsync_dir(path.parent)
+            self._durable.add(path)
 
     def _drop_empty(self, folder: Path) -> None:
         while folder != self._root and self._root in folder.parents:
@@ -183,6 +195,7 @@ class PosixStorage:
                 folder.rmdir()
             except OSError:
                 return
+            self._durable.discard(folder)
             folder = folder.parent
 
 
@@ -208,13 +221,36 @@ class _FileSink:
         return self._content.entry(path)
 
     def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            self.abandon()
+            raise
         self._file.close()
 
     def abandon(self) -> None:
         with suppress(OSError):
             self._file.close()
+
+
+@contextmanager
+def _nothing_there(path: str) -> Iterator[None]:
+    """A folder, or a path below a file, is no object."""
+    try:
+        yield
+    except (IsADirectoryError, NotADirectoryError) as fault:
+        raise NotFound(f"{path}: not found") from fault
+
+
+@contextmanager
+def _removed_on_failure(tmp: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            tmp.unlink()
+        raise
 
 
 @contextmanager
@@ -231,6 +267,13 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     os.fchmod(fd, mode)
     return os.fdopen(fd, "wb", buffering=1 << 20)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    with file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fsync_dir(folder: Path) -> None:

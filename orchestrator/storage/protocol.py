@@ -54,6 +54,19 @@ class Sink(Protocol):
         """Size and hash of what was written, once the stream is closed; `path` as given."""
 
 
+TMP = ".tmp-"
+"""Begins the names of half-written objects, which no listing shows."""
+
+
+def path_parts(path: str) -> list[str]:
+    """The parts of a path inside a storage; StorageError for anything that could lead out."""
+    parts = path.strip("/").split("/")
+    unsafe = any(p in ("", ".", "..") or p.startswith(TMP) for p in parts)
+    if path.startswith("/") or "\0" in path or unsafe:
+        raise StorageError(f"not a path inside the storage: {path!r}")
+    return parts
+
+
 class Storage(Protocol):
     """A root under which objects live. All errors are StorageError, NotFound among them."""
 

@@ -58,11 +58,15 @@ class Bench:
         """A job of 20 steps on two ranks; `changes` replaces fields."""
         ranks = changes.pop("ranks", 2)
         job = ResolvedJob(
-            name="fake", backend="local", model=ModelSpec(path=str(self.folder / "model")),
-            quantization={"load_in_4bit": True}, lora={"r": 8},
+            name="fake",
+            backend="local",
+            model=ModelSpec(path=str(self.folder / "model")),
+            quantization={"load_in_4bit": True},
+            lora={"r": 8},
             data=DataSpec(train=str(self.folder / "train.json")),
             training={"max_steps": 20, "seed": 7, "learning_rate": 1e-3},
-            deepspeed={"zero_optimization": {"stage": 2}}, zero_stage=2,
+            deepspeed={"zero_optimization": {"stage": 2}},
+            zero_stage=2,
             resources=Resources(nodes=1, gpus_per_node=ranks),
             checkpoint=CheckpointSpec(uri=str(self.folder / "runs"), every_steps=5),
             preemption=PreemptionSpec(grace_s=10.0),
@@ -70,17 +74,19 @@ class Bench:
         )
         return replace(job, **changes)
 
-    def submit(
-        self, job: ResolvedJob | None = None, *, parallel: int = 8, **knobs: Any
-    ) -> Driven:
+    def submit(self, job: ResolvedJob | None = None, *, parallel: int = 8, **knobs: Any) -> Driven:
         """Submit with the fake trainer; `knobs` become QVL_FAKE_* variables of the ranks."""
         job = job or self.job()
         variables = {f"QVL_FAKE_{k.upper()}": str(v) for k, v in knobs.items()}
         os.environ["QVL_TRAINER_MODULE"] = "trainer.fake"
         try:
             run = submit(
-                replace(job, env={**job.env, **variables}), "name: fake\n", self.registry,
-                SiteSettings(max_parallel_runs=parallel, local_report_s=0.0), SystemClock(), os.environ,
+                replace(job, env={**job.env, **variables}),
+                "name: fake\n",
+                self.registry,
+                SiteSettings(max_parallel_runs=parallel, local_report_s=0.0),
+                SystemClock(),
+                os.environ,
             )
         finally:
             del os.environ["QVL_TRAINER_MODULE"]
@@ -136,8 +142,11 @@ class Driven:
     def until_step(self, number: int, *, attempt: int | None = None) -> Step:
         """Drive until the run has finished this optimizer step (in that attempt)."""
         return self.drive(
-            lambda s: s.state.value == "RUNNING" and s.row["step"] >= number
-            and (attempt is None or s.row["attempt"] == attempt)
+            lambda s: (
+                s.state.value == "RUNNING"
+                and s.row["step"] >= number
+                and (attempt is None or s.row["attempt"] == attempt)
+            )
         )
 
     def until_attempt(self, number: int) -> Step:
@@ -159,7 +168,8 @@ class Driven:
         """(attempt, step, trigger) of every commit, oldest first."""
         return [
             (r.attempt, r.commit().step, r.commit().trigger)
-            for r in self.records() if r.kind == "commit"
+            for r in self.records()
+            if r.kind == "commit"
         ]
 
     def curve(self, rank: int = 0) -> dict[int, StepMetrics]:
@@ -178,7 +188,8 @@ class Driven:
         curves = [self.curve(rank) for rank in range(self.run.entry.gpus)]
         steps = [
             (s, m.loss_hex, m.learning_rate, m.samples, m.micro_losses)
-            for curve in curves for s, m in sorted(curve.items())
+            for curve in curves
+            for s, m in sorted(curve.items())
         ]
         return steps, done.done().adapter_sha256
 

@@ -61,9 +61,7 @@ class AgentExecutor(LocalExecutor):
             )
         finally:
             os.close(fd)
-        return AgentJob(
-            folder=self.folder, job_id=str(self._process.pid), process=self._process
-        )
+        return AgentJob(folder=self.folder, job_id=str(self._process.pid), process=self._process)
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+
 from orchestrator.contract.resolved import CheckpointSpec, DataSpec
 from tests.harness.runs import Bench, kill, wait_gone
 
@@ -110,8 +111,11 @@ def test_fifty_preemptions_in_a_row(bench: Bench) -> None:
     job = bench.job(training={"max_steps": 120, "seed": 7, "learning_rate": 1e-3}, ranks=1)
     run = bench.submit(job, step_s=0.03)
     for attempt in range(1, 51):
-        run.drive(lambda s, n=attempt: s.row["attempt"] == n and s.state == "RUNNING"
-                  and s.row["step"] >= 2 * n)
+        run.drive(
+            lambda s, n=attempt: (
+                s.row["attempt"] == n and s.state == "RUNNING" and s.row["step"] >= 2 * n
+            )
+        )
         run.notify(random.Random(attempt).choice(["SIGTERM", "SIGUSR1", "SIGUSR2"]))
         run.until_attempt(attempt + 1)
     end = run.drive()
@@ -125,8 +129,9 @@ def test_fifty_preemptions_in_a_row(bench: Bench) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_moments_loses_at_most_one_interval(bench: Bench, seed: int) -> None:
     chance = random.Random(seed)
-    job = replace(bench.job(), preemption=replace(
-        bench.job().preemption, max_failures_without_progress=99))
+    job = replace(
+        bench.job(), preemption=replace(bench.job().preemption, max_failures_without_progress=99)
+    )
     run = bench.submit(job, step_s=0.03)
     for _ in range(4):
         run.drive(lambda s: s.row["backend_job_id"] is not None and s.state != "REQUEUED")
@@ -170,11 +175,12 @@ def test_a_rank_that_hangs_is_killed_within_the_grace(bench: Bench) -> None:
 
 
 def test_intervals_and_retention(bench: Bench) -> None:
-    job = replace(bench.job(), checkpoint=CheckpointSpec(
-        uri=str(bench.folder / "runs"), every_steps=3, keep_last=2))
+    job = replace(
+        bench.job(),
+        checkpoint=CheckpointSpec(uri=str(bench.folder / "runs"), every_steps=3, keep_last=2),
+    )
     run = bench.submit(job)
     assert run.drive().state == "SUCCEEDED"
     assert [c[1] for c in run.commits()] == [3, 6, 9, 12, 15, 18, 20]
     kept = sorted(p.name for p in run.directory.glob("attempts/*/checkpoints/*"))
     assert kept == ["checkpoint-18", "checkpoint-20"]
-

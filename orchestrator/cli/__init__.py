@@ -1,0 +1,1 @@
+"""The command line. Thin: it asks the controller and shows the answer."""

@@ -1,0 +1,41 @@
+"""`adopt`: run directories that this machine's registry does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.common import json_option, out, out_json, registry
+
+_HELP = """Enter run directories into this machine's registry, all of them or none.
+
+For runs that were submitted on another login node, or after the registry was lost. Nothing
+in the directories is changed, and a run that is known already keeps its entry.
+"""
+_EXAMPLES = """\b
+Example:
+  qvl-orchestrate adopt /shared/runs/*
+"""
+
+
+@click.command("adopt", help=_HELP, epilog=_EXAMPLES)
+@click.argument(
+    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@json_option
+def command(*, directories: tuple[Path, ...], as_json: bool) -> int:
+    """Adopt runs (see `_HELP`)."""
+    from orchestrator.registry.rebuild import read_entry
+
+    known = registry()
+    entries = [read_entry(directory) for directory in directories]
+    for entry in entries:
+        known.add(entry)
+    if as_json:
+        out_json({"runs": [{"run_id": e.run_id, "run_dir": e.uri} for e in entries]})
+        return 0
+    for entry in entries:
+        out(f"adopted {entry.run_id}  {entry.uri}")
+    out("`qvl-orchestrate status` shows them; `controller once` goes on with those that have to")
+    return 0

@@ -1,0 +1,130 @@
+"""`controller once|run`: look after all runs of this user."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.common import json_option, note, out, out_json, registry
+
+if TYPE_CHECKING:
+    from orchestrator.controller.reconcile import Step
+    from orchestrator.errors import QvlError
+    from orchestrator.registry.store import Registry
+
+_HELP = """Look after runs: start what was preempted, record what has ended.
+
+`submit` leaves a controller for its run; these commands take up runs that lost theirs
+(after a reboot), and serve sites that prefer one controller for all.
+"""
+_EXAMPLES = """\b
+Examples:
+  qvl-orchestrate controller once
+  qvl-orchestrate controller run --interval 30
+"""
+_ONCE = """One pass over every run that has not ended, a line each. Good for cron.
+
+Exit code 0, or that of the first run that could not be looked after (69: its storage or
+backend does not answer; 73: a damaged record).
+"""
+_ONCE_EXAMPLES = """\b
+Example:
+  qvl-orchestrate controller once --json
+"""
+_RUN = "Pass after pass until interrupted (Ctrl-C or SIGTERM); prints what has changed."
+_RUN_EXAMPLES = """\b
+Example:
+  qvl-orchestrate controller run --interval 30
+"""
+
+
+@click.group("controller", help=_HELP, epilog=_EXAMPLES)
+def command() -> None:
+    """Look after runs (see `_HELP`)."""
+
+
+@command.command("once", help=_ONCE, epilog=_ONCE_EXAMPLES)
+@json_option
+def once(*, as_json: bool) -> int:
+    """One pass (see `_ONCE`)."""
+    report = _Report(as_json)
+    everything = registry()
+    live = sum(not entry.final for entry in everything.runs())
+    _pass(everything, report)
+    if not as_json:
+        _summary(live, report.seen)
+    return report.exit_code
+
+
+@command.command("run", help=_RUN, epilog=_RUN_EXAMPLES)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Seconds between passes.",
+)
+@json_option
+def run(*, interval: float, as_json: bool) -> int:
+    """Pass after pass (see `_RUN`)."""
+    from orchestrator.clock import SystemClock
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    report = _Report(as_json, changes_only=True)
+    everything = registry()
+    note(f"looking after runs every {interval:g} s; Ctrl-C ends it, runs go on")
+    try:
+        while True:
+            _pass(everything, report)
+            SystemClock().sleep(interval)
+    except KeyboardInterrupt:
+        note("interrupted; `controller once`, or another controller, takes the runs up again")
+    return 0
+
+
+def _pass(everything: Registry, report: Callable[[str, Step | QvlError], None]) -> None:
+    from orchestrator.clock import SystemClock
+    from orchestrator.controller import loop
+
+    loop.once(everything, SystemClock(), report)
+
+
+def _summary(live: int, seen: int) -> None:
+    if not live:
+        out("no run needs a controller now")
+    elif live > seen:
+        out(f"{live - seen} with a controller of their own")
+
+
+class _Report:
+    """Prints what a pass found of a run; remembers the exit code of the first fault."""
+
+    def __init__(self, as_json: bool, *, changes_only: bool = False) -> None:
+        self._as_json = as_json
+        self._changes_only = changes_only
+        self._last: dict[str, tuple[object, ...]] = {}
+        self.seen = 0
+        self.exit_code = 0
+
+    def __call__(self, run_id: str, found: Step | QvlError) -> None:
+        self.seen += 1
+        if isinstance(found, Exception):
+            self.exit_code = self.exit_code or found.exit_code
+            answer = {"run_id": run_id, "state": None, "error": found.message}
+        else:
+            answer = {"run_id": run_id, "state": found.state.value, "next": found.row["next"]}
+        mark = tuple(answer.values())
+        if self._changes_only and self._last.get(run_id) == mark:
+            return
+        self._last[run_id] = mark
+        self._print(answer)
+
+    def _print(self, answer: dict[str, str | None]) -> None:
+        if self._as_json:
+            out_json(answer)
+            return
+        more = answer.get("error") or answer.get("next") or ""
+        out(f"{answer['run_id']}  {answer['state'] or 'error'}  {more}".rstrip())

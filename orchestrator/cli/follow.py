@@ -1,0 +1,98 @@
+"""`--wait`: follow a run to its end, with its progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from orchestrator.cli.common import note
+from orchestrator.controller import loop
+from orchestrator.controller.run import Run
+from orchestrator.controller.status import refresh
+from orchestrator.domain.states import State
+from orchestrator.errors import NoSuchRun, QvlError
+
+POLL_S = 0.5
+CONTROLLER_S = 5.0
+"""How often it is seen to that somebody looks after the run."""
+END_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 1, State.HELD: 73}
+INTERRUPTED = 130
+
+
+def follow_to_end(run: Run) -> int:
+    """Watch until the run is settled; its exit code. Ctrl-C ends the watching only."""
+    screen = _Screen()
+    try:
+        row = _follow(run, screen)
+    except KeyboardInterrupt:
+        screen.end()
+        note(
+            f"no longer watching; the run goes on\n"
+            f"  watch again    qvl-orchestrate status --watch {run.run_id}\n"
+            f"  stop for good  qvl-orchestrate cancel {run.run_id}"
+        )
+        return INTERRUPTED
+    except NoSuchRun:
+        screen.end()
+        raise
+    screen.end()
+    for text in (row.get("message"), row["next"] and f"next: {row['next']}"):
+        if text:
+            note(text)
+    return END_CODES[State(row["state"])]
+
+
+def progress_line(row: dict[str, Any]) -> str:
+    """State, attempt, step and loss of a status row in one line."""
+    parts = [row["state"], f"attempt {row['attempt']}"]
+    if row["total_steps"]:
+        parts.append(f"step {row['step']}/{row['total_steps']}")
+    if row["loss"] is not None:
+        parts.append(f"loss {row['loss']:.4f}")
+    return "  ".join(parts)
+
+
+def _follow(run: Run, screen: _Screen) -> dict[str, Any]:
+    """The last row, once a controller has recorded it (and has no more business there)."""
+    looked = run.clock.monotonic()
+    while True:
+        entry = run.registry.find(run.run_id)
+        if entry.row is not None and entry.row["state"] in END_CODES:
+            screen.show(progress_line(entry.row))
+            return entry.row
+        seen = refresh(run.registry, run.clock, entry)
+        screen.show(progress_line(seen.row) + (f"  ({seen.fault})" if seen.fault else ""))
+        if run.clock.monotonic() - looked >= CONTROLLER_S:
+            looked = run.clock.monotonic()
+            _ensure_controller(run)
+        run.clock.sleep(POLL_S)
+
+
+def _ensure_controller(run: Run) -> None:
+    try:
+        loop.look_after(run)
+    except QvlError as fault:
+        note(f"cannot look after the run now: {fault.message}")
+
+
+class _Screen:
+    """One line that changes in a terminal; elsewhere one line a change."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def show(self, line: str) -> None:
+        if line == self._last:
+            return
+        self._last = line
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.flush()
+        else:
+            note(line)
+
+    def end(self) -> None:
+        if self._terminal and self._last:
+            sys.stderr.write("\n")
+        self._last = ""

@@ -1,0 +1,141 @@
+"""Contradictions and dangers between the settings of a job. Pure: no files are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from orchestrator.config import check_training
+from orchestrator.config.faults import Fault, Path
+from orchestrator.config.reserved import is_reserved_env
+from orchestrator.config.sensitive import CURE, known_secret, secret_name, secret_value
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import JobSpec
+
+SCHEMES = ("file", "s3")
+"""Schemes of `checkpoint.uri`; without one it is a folder."""
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def job_faults(job: JobSpec) -> tuple[Fault, ...]:
+    """Everything that is wrong between the fields of a job whose fields are right by themselves."""
+    return (
+        *check_training.faults(job),
+        *_shape(job),
+        *_checkpoint(job),
+        *_model(job),
+        *_env(job),
+        *_secrets(job),
+        *_leaks(job),
+    )
+
+
+def scheme(uri: str) -> str | None:
+    """The scheme of a storage address, or None for a folder."""
+    head, mark, _ = uri.partition("://")
+    return head.lower() if mark else None
+
+
+def is_hub_id(path: str) -> bool:
+    """True if the text has the form `owner/name`; a folder may have it too."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None
+
+
+def _shape(job: JobSpec) -> Iterator[Fault]:
+    if job.backend == "local" and job.resources.nodes > 1:
+        yield Fault(
+            ("resources", "nodes"),
+            f"the local backend has one node, not {job.resources.nodes}",
+            "use nodes: 1, or backend: slurm or kubernetes",
+        )
+
+
+def _checkpoint(job: JobSpec) -> Iterator[Fault]:
+    path: Path = ("checkpoint", "uri")
+    uri = job.checkpoint.uri
+    kind = scheme(uri)
+    if kind is not None and kind not in SCHEMES:
+        yield Fault(path, f"{kind}:// is not supported", "use a folder, file:// or s3://")
+        return
+    if kind is None:
+        return
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        yield Fault(path, "not a valid address")
+        return
+    if "@" in parts.netloc:
+        yield Fault(
+            path,
+            "the address contains a name or password",
+            "remove it; give credentials by name: " + CURE.format(name="AWS_SECRET_ACCESS_KEY"),
+        )
+    elif parts.query or parts.fragment:
+        yield Fault(path, "the address has a query or fragment", "use scheme://bucket/prefix")
+    elif kind == "s3" and not parts.netloc:
+        yield Fault(path, "the bucket is missing", "use s3://bucket/prefix")
+    elif kind == "file" and (parts.netloc or not parts.path):
+        yield Fault(path, "names no folder of this machine", "use file:///absolute/folder")
+
+
+def _model(job: JobSpec) -> Iterator[Fault]:
+    path, revision = job.model.path, job.model.revision
+    if revision is not None and not is_hub_id(path):
+        yield Fault(
+            ("model", "revision"),
+            "a folder has no revision",
+            "remove it; the files of the folder are hashed instead",
+        )
+
+
+def _env(job: JobSpec) -> Iterator[Fault]:
+    for name, value in job.env.items():
+        path: Path = ("env", name)
+        if not _ENV_NAME.fullmatch(name):
+            yield Fault(path, "is not a name of a variable", "use letters, digits and _")
+        elif is_reserved_env(name):
+            yield Fault(path, "is set by the agent or the scheduler", "remove it")
+        elif secret_name(name):
+            yield Fault(path, "looks like a secret by its name", CURE.format(name=name))
+        elif what := secret_value(value):
+            yield Fault(path, f"looks like a secret: {what}", CURE.format(name=name))
+
+
+def _secrets(job: JobSpec) -> Iterator[Fault]:
+    for i, name in enumerate(job.secrets):
+        path: Path = ("secrets", i)
+        if not _ENV_NAME.fullmatch(name):
+            yield Fault(
+                path,
+                "is not a name of a variable",
+                "give the name only; the value is taken from your environment at submit",
+            )
+        elif is_reserved_env(name):
+            yield Fault(path, f"{name} is set by the agent or the scheduler", "remove it")
+        elif name in job.env:
+            yield Fault(path, f"{name} is also given under env", "remove it there")
+
+
+def _leaks(job: JobSpec) -> Iterator[Fault]:
+    """Well-known secrets anywhere else in the file; the value is never shown."""
+    data = job.model_dump(exclude={"env"})
+    for path, text in _texts(data, ()):
+        if path != ("checkpoint", "uri") and (what := known_secret(text)):
+            yield Fault(
+                path, f"looks like a secret: {what}", "remove it; " + CURE.format(name="NAME")
+            )
+
+
+def _texts(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _texts(item, (*path, i))

@@ -1,0 +1,92 @@
+"""Reading job files: from a path to a checked, and to a resolved, job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.config.faults import Fault, Place, locate, raise_faults
+from orchestrator.config.faults import Path as FieldPath
+from orchestrator.config.files import (
+    deepspeed_file_faults,
+    file_faults,
+    read_deepspeed,
+    read_small,
+)
+from orchestrator.config.job import JobSpec
+from orchestrator.config.overrides import apply
+from orchestrator.config.resolve import absolute, model_faults, resolve
+from orchestrator.config.site import SiteConfig, load_site
+from orchestrator.config.validate import check_data, text_as_written
+from orchestrator.config.yamlpos import parse
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.errors import JobFileError
+
+__all__ = ["LoadedJob", "load_job", "load_site", "parse_job", "resolve_file", "resolve_loaded"]
+
+_INIT = "`qvl-orchestrate init` writes one to start from"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """A job file that was read and is right by itself; what it names was not looked at."""
+
+    spec: JobSpec
+    text: str
+    """The file as it stands, without the overrides."""
+    path: Path
+    base_dir: Path
+    """Absolute folder that relative paths start from: that of the file."""
+    overrides: tuple[str, ...] = ()
+    places: Mapping[FieldPath, Place] = field(default_factory=dict, repr=False)
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob:
+    """Read and check a job file.
+
+    `overrides` are `dotted.key=value` (values are YAML), applied in order. Raises
+    JobFileError: one for a file that cannot be read or parsed, else JobFaults with all faults.
+    """
+    return parse_job(read_small(path, str(path), _INIT), path, overrides)
+
+
+def parse_job(source: bytes | str, path: Path, overrides: Sequence[str] = ()) -> LoadedJob:
+    """The same for a file's content; `path` names it and gives `base_dir`. Reads nothing."""
+    document = apply(parse(source, str(path)), overrides)
+    if not isinstance(document.data, dict):
+        raise JobFileError(
+            "a job file is a mapping of fields",
+            file=str(path),
+            hint=_INIT,
+        )
+    spec, faults = check_data(text_as_written(document))
+    raise_faults(locate(faults, document.places))
+    assert spec is not None, "no spec and no fault"
+    text = source if isinstance(source, str) else source.decode("utf-8-sig")
+    base_dir = Path(absolute(str(path), Path.cwd())).parent
+    return LoadedJob(spec, text, path, base_dir, tuple(overrides), document.places)
+
+
+def resolve_file(
+    path: Path, overrides: Sequence[str] = (), site: SiteConfig | None = None
+) -> ResolvedJob:
+    """`load_job`, then `resolve_loaded`; `site` is read from its usual place if None."""
+    return resolve_loaded(load_job(path, overrides), load_site() if site is None else site)
+
+
+def resolve_loaded(job: LoadedJob, site: SiteConfig) -> ResolvedJob:
+    """Resolve a job after a look at the files that it names.
+
+    Raises JobFaults: a missing model, index, folder or DeepSpeed file, and what `resolve`
+    refuses. Absolute paths of a Kubernetes job are taken to be the pod's, and not looked at.
+    """
+    spec, base_dir = job.spec, job.base_dir
+    config, unread = read_deepspeed(spec, base_dir)
+    found = (*unread, *model_faults(spec, base_dir), *file_faults(spec, base_dir))
+    inside: tuple[Fault, ...] = ()
+    if config is not None:
+        shown = str(job.path.parent / str(spec.deepspeed.config))
+        inside = deepspeed_file_faults(spec, base_dir, config, shown)
+    raise_faults((*locate(found, job.places), *inside))
+    return resolve(spec, base_dir=base_dir, site=site, deepspeed_config=config)

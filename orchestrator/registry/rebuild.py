@@ -1,0 +1,58 @@
+"""Registry entries out of run directories: the registry is an index that can be rebuilt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.clock import parse_iso
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import MalformedJson, from_json, loads
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.errors import UserError
+from orchestrator.registry.store import RunEntry
+from orchestrator.storage.attempts import read_submissions
+from orchestrator.storage.opening import open_storage
+from orchestrator.storage.protocol import NotFound, Storage
+
+
+def read_entry(directory: Path) -> RunEntry:
+    """The entry of the run whose directory this is.
+
+    Raises UserError if it is no run directory, or one that was moved or copied: jobs of
+    that run would go on writing to where it was.
+    """
+    where = directory.absolute()
+    if not where.is_dir():
+        raise UserError(f"{where} is no directory")
+    storage = open_storage(str(where))
+    job = _read_job(storage)
+    submissions = read_submissions(storage)
+    if not submissions:
+        raise UserError(f"the run in {where} was never submitted", hint="submit its job.yaml again")
+    newest = submissions[-1].spec
+    if Path(newest.storage).resolve() != where.resolve():
+        raise UserError(
+            f"{where} is not where run {newest.run_id} lives ({newest.storage})",
+            hint="move the directory back; to go on elsewhere, submit a new run and "
+            "`resume --from` a checkpoint's path",
+        )
+    return RunEntry(
+        run_id=newest.run_id,
+        name=job.name,
+        backend=job.backend,
+        uri=newest.storage,
+        created_at=parse_iso(submissions[0].time),
+        gpus=job.resources.world_size,
+    )
+
+
+def _read_job(storage: Storage) -> ResolvedJob:
+    try:
+        return from_json(ResolvedJob, loads(storage.get(layout.RESOLVED)))
+    except NotFound:
+        raise UserError(
+            f"{storage.uri} is no run directory: it has no {layout.RESOLVED}",
+            hint="name directories like <checkpoint.uri>/<run_id>",
+        ) from None
+    except MalformedJson as fault:
+        raise UserError(f"{storage.uri}/{layout.RESOLVED} is damaged: {fault}") from None

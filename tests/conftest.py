@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from orchestrator.clock import FakeClock
+from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.posix import PosixStorage
+
+settings.register_profile("here", deadline=None, print_blob=True)
+settings.load_profile("here")
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryStorage]:
+    """An empty storage of its own in memory."""
+    uri = f"memory://test-{next(_numbers)}"
+    yield MemoryStorage(uri)
+    MemoryStorage._spaces.pop(uri, None)
+
+
+@pytest.fixture
+def posix(tmp_path: Path) -> PosixStorage:
+    """An empty storage of its own on disk."""
+    return PosixStorage(tmp_path / "run")
+
+
+@pytest.fixture
+def reports() -> tuple[Callable[[str, dict[str, object]], None], list[tuple[str, dict]]]:
+    """A `report` callable and the list that it fills."""
+    told: list[tuple[str, dict]] = []
+    return lambda kind, data: told.append((kind, data)), told

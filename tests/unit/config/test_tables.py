@@ -1,0 +1,82 @@
+"""The tables equal the installed packages; the lists of reserved words fit them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from orchestrator.config import argtable, reserved
+from orchestrator.config.argtable import Block
+from orchestrator.config.resolve import _FILLED
+from tests.unit.config.conftest import Folder
+
+ROOT = Path(__file__).parents[3]
+
+
+def generator() -> ModuleType:
+    path = ROOT / "tools" / "gen_argument_tables.py"
+    spec = importlib.util.spec_from_file_location("gen_argument_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_the_tables_equal_the_installed_versions() -> None:
+    for package in ("transformers", "peft", "torch"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: the tables have nothing to be compared with")
+    for name, table in generator().tables().items():
+        stored = json.loads((generator().TABLES / name).read_text())
+        assert table == stored, "run tools/gen_argument_tables.py"
+
+
+def test_every_field_that_saves_or_launches_is_reserved() -> None:
+    ours = ("save_", "hub_", "push_to_hub", "ddp_", "fsdp", "resume", "trackio_", "restore_")
+    for name in argtable.table("training"):
+        if name.startswith(ours):
+            assert reserved.replacement("training", name), name
+
+
+@pytest.mark.parametrize("block", argtable.BLOCKS)
+def test_filled_fields_are_usable(block: Block) -> None:
+    assert set(_FILLED[block]) <= set(argtable.usable(block))
+
+
+def test_renamed_fields_are_gone() -> None:
+    assert not set(reserved.RENAMED) & set(argtable.table("training"))
+    assert set(reserved.FORCED) <= set(argtable.table("training"))
+
+
+def test_importing_the_package_is_cheap() -> None:
+    import subprocess
+
+    code = (
+        "import sys, orchestrator.config;"
+        "heavy = {'pydantic', 'yaml', 'json', 'tomllib'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_the_libraries_take_what_is_resolved(folder: Folder) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
+
+    job = folder.resolve("training.activation_checkpointing=true")
+    arguments = TrainingArguments(**job.training, output_dir=str(folder.path), use_cpu=True)
+    assert arguments.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert LoraConfig(**job.lora).r == 8
+    assert BitsAndBytesConfig(**job.quantization).load_in_4bit

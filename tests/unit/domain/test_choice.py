@@ -1,0 +1,55 @@
+"""Which checkpoints are tried, and which may be given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.contract.records import LogRecord
+from orchestrator.contract.spec import StartFrom, StartKind
+from orchestrator.domain.choose import candidates, to_retire
+
+
+def commits(*seqs: int) -> list[LogRecord]:
+    return [LogRecord(seq=s, kind="commit", attempt=1, token="", prev="", time="") for s in seqs]
+
+
+def seqs(records: object) -> list[int]:
+    return [r.seq for r in records]  # type: ignore[attr-defined]
+
+
+def test_latest_is_by_log_order() -> None:
+    found = candidates(commits(2, 5, 9), StartFrom())
+    assert seqs(found.commits) == [9, 5, 2]
+    assert found.explicit is None
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "weights", "scratch"])
+def test_an_explicit_start_counts_until_there_is_progress_from_it(kind: StartKind) -> None:
+    start = StartFrom(kind=kind, ref="x", after_seq=6)
+    found = candidates(commits(2, 5), start)
+    assert (found.commits, found.explicit) == ((), start)
+    found = candidates(commits(2, 5, 9, 12), start)
+    assert (seqs(found.commits), found.explicit) == ([12, 9], start)
+
+
+ROWS = [
+    ("nothing verified", (2, 4, 6), 1, (), [], []),
+    ("the newest verified", (2, 4, 6), 1, (6,), [], [2, 4]),
+    ("two kept", (2, 4, 6), 2, (6,), [], [2]),
+    ("all kept", (2, 4, 6), 3, (6,), [], []),
+    ("keep none still keeps one", (2, 4, 6), 0, (6,), [], [2, 4]),
+    ("only an older one verified", (2, 4, 6), 1, (4,), [], [2]),
+    ("only the oldest verified", (2, 4, 6), 1, (2,), [], []),
+    ("a pinned one stays", (2, 4, 6), 1, (6,), [2], [4]),
+    ("what was verified is gone", (2, 4), 1, (9,), [], []),
+    ("nothing there", (), 2, (), [], []),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[r[0] for r in ROWS])
+def test_retention(
+    row: tuple[str, tuple[int, ...], int, tuple[int, ...], list[int], list[int]],
+) -> None:
+    _, live, keep, verified, pinned, expected = row
+    found = to_retire(commits(*live), keep_last=keep, verified=verified, pinned=pinned)
+    assert seqs(found) == expected

@@ -1,0 +1,244 @@
+"""`decide`, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.contract.codes import CRASH, ExitCode, normalize
+from orchestrator.domain.decide import (
+    Cancel,
+    Decision,
+    Fail,
+    Finish,
+    Hold,
+    Requeue,
+    Stop,
+    Wait,
+    backoff_s,
+    decide,
+    failures_without_progress,
+)
+from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
+from orchestrator.domain.resume import compare, refusal
+from orchestrator.domain.verdict import Verdict
+
+
+def attempt(
+    number: int,
+    code: int,
+    reason: str = "",
+    *,
+    commits: int = 0,
+    shrink: bool = True,
+    message: str = "",
+    submission: int | None = None,
+) -> AttemptFacts:
+    return AttemptFacts(
+        number=number,
+        submission=submission or number,
+        verdict=Verdict(code, reason, message),
+        ended_at=1000.0 + number,
+        commits=commits,
+        oom_can_shrink=shrink,
+    )
+
+
+def gone(*attempts: AttemptFacts, **more: object) -> RunFacts:
+    newest = attempts[-1].submission if attempts else 1
+    fields = {"newest_submission": newest, "backend": "gone", **more}
+    return RunFacts(attempts=attempts, **fields)  # type: ignore[arg-type]
+
+
+CRASHED = attempt(1, CRASH, "crash", message="rank 0: boom")
+
+TABLE: list[tuple[str, RunFacts, Decision]] = [
+    ("done wins over all", gone(CRASHED, done=True, tombstone=True), Finish()),
+    ("done while the job is there", RunFacts(done=True, backend="running"), Finish()),
+    ("cancelled, job pending", RunFacts(tombstone=True, backend="pending"), Stop()),
+    ("cancelled, job running", RunFacts(tombstone=True, backend="running"), Stop()),
+    ("cancelled, backend silent", RunFacts(tombstone=True, backend="unknown"), Stop()),
+    ("cancelled, job gone", gone(CRASHED, tombstone=True), Cancel()),
+    ("cancelled, never submitted", RunFacts(tombstone=True), Cancel()),
+    ("pending", RunFacts(backend="pending"), Wait("the job is pending")),
+    ("running", RunFacts(backend="running"), Wait("the job is running")),
+    ("unknown", RunFacts(backend="unknown"), Wait("the job is unknown")),
+    ("never submitted", RunFacts(), Requeue("never submitted")),
+    ("preempted with a commit", gone(attempt(1, 75, "preempted", commits=1)), Requeue("preempted")),
+    ("preempted without", gone(attempt(1, 76, "preempted")), Requeue("preempted")),
+    ("fenced", gone(attempt(1, 79, "fenced")), Requeue("fenced")),
+    ("out of memory", gone(attempt(1, 77, "oom")), Requeue("out of memory: a smaller micro-batch")),
+    (
+        "out of memory at the floor",
+        gone(attempt(1, 77, "oom", shrink=False)),
+        Requeue("failed (oom)", 1001.0 + 60.0),
+    ),
+    ("crash", gone(CRASHED), Requeue("failed (crash)", 1061.0)),
+    ("refused by the user's mistake", gone(attempt(1, 78, "user", message="m")), Fail("user", "m")),
+    (
+        "checkpoints all bad",
+        gone(attempt(1, 78, "checkpoint", message="m")),
+        Hold("checkpoint", "m", "--restart-from weights|scratch"),
+    ),
+    (
+        "the newest submission never claimed",
+        gone(attempt(1, 75, "preempted", commits=1), newest_submission=2, submitted_at=5000.0),
+        Requeue("ended before it started", 5060.0),
+    ),
+    ("no attempt at all", gone(submitted_at=5000.0), Requeue("ended before it started", 5060.0)),
+]
+
+
+@pytest.mark.parametrize(("facts", "expected"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE])
+def test_table(facts: RunFacts, expected: Decision) -> None:
+    assert decide(facts) == expected
+
+
+def test_a_refused_contract_is_held_with_the_flags_that_would_allow_it() -> None:
+    saved = {"config.lora.r": 8, "data.train": "a", "version.torch": "2"}
+    now = {"config.lora.r": 16, "data.train": "b", "version.torch": "3"}
+    text = refusal(compare(saved, now, versions="strict"), "checkpoint-10")
+    found = decide(gone(attempt(1, 78, "contract", message=text or "")))
+    assert found == Hold(
+        "contract",
+        text or "",
+        "--allow-change data.train --allow-change lora.r --allow-change versions",
+    )
+
+
+def test_a_contract_that_no_flag_allows_is_held_with_the_weights() -> None:
+    text = refusal(compare({"world.nodes": 1}, {"world.nodes": 2}), "checkpoint-10") or ""
+    found = decide(gone(attempt(1, 78, "contract", message=text)))
+    assert found == Hold("contract", text, "--restart-from weights")
+
+
+# --- the budget of failures
+
+
+def test_the_third_failure_without_progress_is_the_end() -> None:
+    two = (attempt(1, 1, "crash"), attempt(2, 1, "killed"))
+    assert decide(gone(*two)) == Requeue("failed (killed)", 1002.0 + 120.0)
+    found = decide(gone(*two, attempt(3, 1, "crash", message="rank 1: boom")))
+    assert found == Fail("crash", "3 failures without a new checkpoint; the last: rank 1: boom")
+
+
+def test_preemptions_between_failures_neither_count_nor_forgive() -> None:
+    mixed = (
+        attempt(1, 1, "crash"),
+        attempt(2, 75, "preempted"),
+        attempt(3, 1, "crash"),
+        attempt(4, 76, "preempted"),
+        attempt(5, 77, "oom"),
+        attempt(6, 1, "crash"),
+    )
+    assert failures_without_progress(mixed) == 3
+    assert isinstance(decide(gone(*mixed)), Fail)
+
+
+def test_a_commit_forgives() -> None:
+    saved = (attempt(1, 1), attempt(2, 1), attempt(3, 1, "crash", commits=1))
+    assert failures_without_progress(saved) == 0
+    assert decide(gone(*saved)) == Requeue("failed (crash)", 1003.0 + 60.0)
+
+
+def test_a_crash_that_made_progress_never_fails_even_with_a_budget_of_one() -> None:
+    facts = gone(attempt(1, 1, "crash", commits=3), policy=Policy(max_failures_without_progress=1))
+    assert isinstance(decide(facts), Requeue)
+    facts = gone(attempt(1, 1, "crash"), policy=Policy(max_failures_without_progress=1))
+    assert isinstance(decide(facts), Fail)
+
+
+def test_failures_after_a_commit_count_from_the_commit() -> None:
+    tail = (attempt(1, 1, commits=1), attempt(2, 1), attempt(3, 1))
+    assert failures_without_progress(tail) == 2
+    assert isinstance(decide(gone(*tail)), Requeue)
+    assert isinstance(decide(gone(*tail, attempt(4, 1, "crash"))), Fail)
+
+
+def test_out_of_memory_is_free_until_the_floor_and_then_a_failure() -> None:
+    free = tuple(attempt(n, 77, "oom") for n in range(1, 9))
+    assert failures_without_progress(free) == 0
+    floor = tuple(attempt(n, 77, "oom", shrink=False) for n in range(9, 12))
+    assert isinstance(decide(gone(*free, *floor[:2])), Requeue)
+    assert isinstance(decide(gone(*free, *floor)), Fail)
+
+
+def test_the_back_off_doubles_up_to_its_cap() -> None:
+    policy = Policy(backoff_base_s=60.0, backoff_cap_s=1800.0)
+    assert [backoff_s(policy, n) for n in range(8)] == [60, 60, 120, 240, 480, 960, 1800, 1800]
+
+
+# --- preemptions without progress
+
+
+def preempted(count: int, start: int = 1, commits: int = 0) -> tuple[AttemptFacts, ...]:
+    return tuple(attempt(n, 76, "preempted", commits=commits) for n in range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "text"),
+    [
+        (
+            12.34,
+            50,
+            "10 attempts in a row ended without a new checkpoint (a save takes 12.3 s, "
+            "grace 60 s, interval 50 steps)",
+        ),
+        (
+            None,
+            None,
+            "10 attempts in a row ended without a new checkpoint (a save takes unknown, "
+            "grace 60 s, interval by time)",
+        ),
+    ],
+)
+def test_ten_preemptions_without_a_commit_are_held_with_the_figures(
+    seconds: float | None, every: int | None, text: str
+) -> None:
+    policy = Policy(every_steps=every)
+    assert isinstance(decide(gone(*preempted(9), policy=policy, save_seconds=seconds)), Requeue)
+    found = decide(gone(*preempted(10), policy=policy, save_seconds=seconds))
+    assert found == Hold("no-progress", text, "")
+
+
+def test_one_commit_among_ten_is_progress() -> None:
+    mixed = (*preempted(3), attempt(4, 75, "preempted", commits=1), *preempted(6, 5))
+    assert isinstance(decide(gone(*mixed)), Requeue)
+    assert isinstance(decide(gone(*mixed, *preempted(4, 11))), Hold)
+
+
+def test_fifty_preemptions_with_a_commit_each_are_free() -> None:
+    assert isinstance(decide(gone(*preempted(50, commits=1))), Requeue)
+
+
+def test_ten_killed_while_starting_are_held() -> None:
+    facts = gone(*preempted(10), newest_submission=11)
+    assert isinstance(decide(facts), Hold)
+
+
+def test_submissions_that_no_agent_ever_claims_are_held() -> None:
+    facts = gone(unclaimed=9, submitted_at=0.0)
+    assert isinstance(decide(facts), Requeue)
+    found = decide(gone(unclaimed=10, submitted_at=0.0))
+    assert found == Hold(
+        "never-starts",
+        "10 submissions in a row ended before their agent claimed an attempt; "
+        "see the job's own output",
+    )
+
+
+def test_preemptions_are_counted() -> None:
+    facts = gone(attempt(1, 75), attempt(2, 76), attempt(3, 77), attempt(4, 79), CRASHED)
+    assert facts.preemptions == 2
+
+
+# --- codes
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_known_codes_stay(code: ExitCode) -> None:
+    assert normalize(int(code)) == code
+
+
+@pytest.mark.parametrize("code", [1, 2, 74, 80, 137, -9, -15, 255, 10**20])
+def test_any_other_code_is_a_crash(code: int) -> None:
+    assert normalize(code) == CRASH

@@ -1,0 +1,322 @@
+"""Writing, verifying and giving up checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import MalformedJson, loads, pretty, to_json
+from orchestrator.contract.records import LogRecord
+from orchestrator.errors import CheckpointError
+from orchestrator.storage import checkpoints
+from orchestrator.storage.hashing import hash_bytes
+from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.posix import PosixStorage
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.runlog import RunLog
+from tests.unit.storage import fakes
+
+DIRECTORY = layout.checkpoint_dir(1, 10)
+FILES = sorted(fakes.contents(1, 10))
+
+
+@pytest.fixture(params=["memory", "posix"])
+def storage(request: pytest.FixtureRequest) -> Storage:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def log(storage: Storage) -> RunLog:
+    log = RunLog(storage)
+    log.append("fence", 1)
+    return log
+
+
+@pytest.fixture
+def record(storage: Storage, log: RunLog) -> LogRecord:
+    return fakes.commit(storage, log, 10)
+
+
+def bad(storage: Storage, record: LogRecord, text: str) -> None:
+    with pytest.raises(CheckpointError, match=text) as caught:
+        checkpoints.verify(storage, record)
+    assert DIRECTORY in caught.value.message
+    assert caught.value.exit_code == 73
+
+
+def test_what_was_committed_verifies(storage: Storage, record: LogRecord) -> None:
+    seen: list[str] = []
+    verified = checkpoints.verify(storage, record, on_file=lambda e: seen.append(e.path))
+    assert sorted(seen) == FILES
+    assert verified.commit.size_bytes == verified.manifest.total_bytes
+    assert verified.manifest.total_bytes == sum(map(len, fakes.contents(1, 10).values()))
+    assert verified.record == record
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bit_flip_anywhere_in_any_file(storage: Storage, record: LogRecord, name: str) -> None:
+    path = f"{DIRECTORY}/{name}"
+    good = storage.get(path)
+    for position in {0, len(good) - 1, *range(0, len(good), 7)}:
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << (position % 8)
+        storage.put(path, bytes(flipped))
+        bad(storage, record, f"{name} does not match its hash")
+    storage.put(path, good)
+    checkpoints.verify(storage, record)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncation_of_any_file(storage: Storage, record: LogRecord, name: str) -> None:
+    path = f"{DIRECTORY}/{name}"
+    good = storage.get(path)
+    for length in (0, 1, len(good) // 2, len(good) - 1):
+        storage.put(path, good[:length])
+        bad(storage, record, f"{name} has {length} bytes instead of {len(good)}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(storage: Storage, record: LogRecord, name: str) -> None:
+    storage.delete(f"{DIRECTORY}/{name}")
+    bad(storage, record, f"{name} is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_extra_bytes(storage: Storage, record: LogRecord, name: str) -> None:
+    path = f"{DIRECTORY}/{name}"
+    good = storage.get(path)
+    storage.put(path, good + b"\0")
+    bad(storage, record, f"{name} has more than {len(good)} bytes")
+
+
+def test_two_files_swapped(storage: Storage, record: LogRecord) -> None:
+    names = [f"{DIRECTORY}/global_step10/zero_{r}_optim_states.pt" for r in (0, 1)]
+    one, two = map(storage.get, names)
+    assert len(one) == len(two)
+    storage.put(names[0], two)
+    storage.put(names[1], one)
+    bad(storage, record, "zero_0_optim_states.pt does not match its hash")
+
+
+def test_files_of_two_steps_mixed(storage: Storage, log: RunLog, record: LogRecord) -> None:
+    fakes.commit(storage, log, 20)
+    other = storage.get(f"{layout.checkpoint_dir(1, 20)}/scheduler.pt")
+    storage.put(f"{DIRECTORY}/scheduler.pt", other)
+    bad(storage, record, "scheduler.pt does not match its hash")
+
+
+def test_the_manifest_flipped_truncated_or_gone(storage: Storage, record: LogRecord) -> None:
+    path = f"{DIRECTORY}/{layout.MANIFEST}"
+    good = storage.get(path)
+    for position in range(0, len(good), 11):
+        flipped = bytearray(good)
+        flipped[position] ^= 4
+        storage.put(path, bytes(flipped))
+        bad(storage, record, "manifest.json differs from what was committed")
+    storage.put(path, good[:-1])
+    bad(storage, record, "manifest.json differs from what was committed")
+    storage.put(path, b"")
+    bad(storage, record, "manifest.json differs from what was committed")
+    storage.delete(path)
+    bad(storage, record, "manifest.json is missing")
+
+
+def test_the_manifest_of_another_step(storage: Storage, log: RunLog, record: LogRecord) -> None:
+    fakes.commit(storage, log, 20)
+    other = storage.get(f"{layout.checkpoint_dir(1, 20)}/{layout.MANIFEST}")
+    storage.put(f"{DIRECTORY}/{layout.MANIFEST}", other)
+    bad(storage, record, "manifest.json differs from what was committed")
+
+
+def test_a_commit_that_names_the_manifest_of_another_step(storage: Storage, log: RunLog) -> None:
+    directory, manifest, digest = fakes.write(storage, 10)
+    record = checkpoints.commit(log, 1, replace(manifest, step=11), directory, digest)
+    bad(storage, record, "manifest is of step 10, attempt 1; the commit says 11, 1")
+
+
+def test_a_commit_that_names_the_manifest_of_another_attempt(storage: Storage, log: RunLog) -> None:
+    directory, manifest, digest = fakes.write(storage, 10)
+    log.append("fence", 2)
+    record = checkpoints.commit(log, 2, manifest, directory, digest)
+    bad(storage, record, "manifest is of step 10, attempt 1; the commit says 10, 2")
+
+
+def test_the_whole_directory_gone(storage: Storage, record: LogRecord) -> None:
+    checkpoints.remove_files(storage, DIRECTORY)
+    bad(storage, record, "manifest.json is missing")
+
+
+def test_a_folder_in_the_place_of_a_file(posix: PosixStorage, tmp_path: Path) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    posix.delete(f"{DIRECTORY}/latest")
+    posix.put(f"{DIRECTORY}/latest/x", b"")
+    bad(posix, record, "latest is missing")
+    posix.delete(f"{DIRECTORY}/latest/x")
+    checkpoints.remove_files(posix, DIRECTORY)
+    posix.put(DIRECTORY, b"a file")
+    bad(posix, record, "manifest.json is missing")
+
+
+def test_a_link_to_an_endless_file_ends(posix: PosixStorage, tmp_path: Path) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    path = tmp_path / "run" / DIRECTORY / "latest"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    bad(posix, record, "latest has more than")
+
+
+def test_a_dangling_link(posix: PosixStorage, tmp_path: Path) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    path = tmp_path / "run" / DIRECTORY / "latest"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    bad(posix, record, "latest is missing")
+
+
+def test_reading_stops_where_the_claimed_size_ends() -> None:
+    """No allocation and no work by what somebody else put there."""
+    read = 0
+
+    class Endless(MemoryStorage):
+        def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
+            nonlocal read
+            while True:
+                read += 1
+                yield memoryview(b"\0" * 1000)
+
+    storage = Endless("memory://endless")
+    record = fakes.commit(storage, RunLog(storage), 10)
+    bad(storage, record, "has more than")
+    assert read < 20
+    MemoryStorage._spaces.pop("memory://endless")
+
+
+def test_a_checkpoint_given_by_path(storage: Storage, record: LogRecord) -> None:
+    assert checkpoints.verify_directory(storage, DIRECTORY).step == 10
+    storage.put(f"{DIRECTORY}/latest", b"?")
+    with pytest.raises(CheckpointError, match="latest has 1 bytes instead of"):
+        checkpoints.verify_directory(storage, DIRECTORY)
+
+
+# --- manifests that were never ours
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "parent": lambda m: m["files"][0].update(path="../../../etc/passwd"),
+    "inner parent": lambda m: m["files"][0].update(path="a/../../b"),
+    "absolute": lambda m: m["files"][0].update(path="/etc/passwd"),
+    "dot": lambda m: m["files"][0].update(path="./a"),
+    "empty": lambda m: m["files"][0].update(path=""),
+    "double slash": lambda m: m["files"][0].update(path="a//b"),
+    "newline at the end": lambda m: m["files"][0].update(path="latest\n"),
+    "nul": lambda m: m["files"][0].update(path="a\0b"),
+    "blank": lambda m: m["files"][0].update(path="a b"),
+    "backslash": lambda m: m["files"][0].update(path="..\\a"),
+    "twice": lambda m: m["files"].append(dict(m["files"][0])),
+    "size negative": lambda m: m["files"][0].update(size_bytes=-1),
+    "size absurd": lambda m: m["files"][0].update(size_bytes=1 << 60),
+    "size beyond integers": lambda m: m["files"][0].update(size_bytes=10**300),
+    "size a text": lambda m: m["files"][0].update(size_bytes="1"),
+    "size a bool": lambda m: m["files"][0].update(size_bytes=True),
+    "size a float": lambda m: m["files"][0].update(size_bytes=1.0),
+    "hash short": lambda m: m["files"][0].update(hash="blake3:00"),
+    "hash of another kind": lambda m: m["files"][0].update(hash="md5:" + "0" * 64),
+    "hash with a newline": lambda m: m["files"][0].update(hash="blake3:" + "0" * 64 + "\n"),
+    "files no list": lambda m: m.update(files={"a": 1}),
+    "files of texts": lambda m: m.update(files=["a"]),
+    "no files": lambda m: m.pop("files"),
+    "plan a list": lambda m: m.update(plan=[1, 2, 3]),
+    "step a text": lambda m: m.update(step="10"),
+    "trigger unknown": lambda m: m.update(trigger="whim"),
+    "digests nested": lambda m: m.update(rank_digests=[["a"]]),
+    "facts a list": lambda m: m.update(facts=[]),
+}
+
+
+@pytest.mark.parametrize("how", sorted(HOSTILE))
+def test_hostile_manifests_are_refused(storage: Storage, how: str) -> None:
+    fakes.write(storage, 10)
+    path = f"{DIRECTORY}/{layout.MANIFEST}"
+    value = loads(storage.get(path))
+    HOSTILE[how](value)
+    storage.put(path, pretty(value))
+    for expected in (None, hash_bytes(pretty(value))):
+        with pytest.raises(CheckpointError, match="manifest.json: "):
+            checkpoints.read_manifest(storage, DIRECTORY, expected)
+    with pytest.raises(CheckpointError, match="manifest.json: "):
+        checkpoints.verify_directory(storage, DIRECTORY)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b"[" * 9999, b"\xff", b"{}", b"1" * 9999])
+def test_a_manifest_that_is_no_document(storage: Storage, data: bytes) -> None:
+    storage.put(f"{DIRECTORY}/{layout.MANIFEST}", data)
+    with pytest.raises(CheckpointError, match="manifest.json: "):
+        checkpoints.verify_directory(storage, DIRECTORY)
+
+
+def test_we_never_write_such_a_manifest(storage: Storage) -> None:
+    with pytest.raises(MalformedJson, match="unsafe path"):
+        checkpoints.write_manifest(storage, "d", fakes.manifest(files=(fakes.entry("../a"),)))
+    assert storage.list("", deep=True) == []
+
+
+def test_a_manifest_with_too_many_files(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.contract.manifest.MAX_FILES", 3)
+    files = tuple(fakes.entry(f"f{n}") for n in range(4))
+    with pytest.raises(MalformedJson, match="absurd size or number of files"):
+        checkpoints.write_manifest(storage, "d", fakes.manifest(files=files))
+
+
+# --- giving up
+
+
+def test_live_commits(storage: Storage, log: RunLog) -> None:
+    records = [fakes.commit(storage, log, step) for step in (10, 20, 30)]
+    checkpoints.mark_bad(log, 1, records[1], "flipped")
+    checkpoints.retire(storage, log, 1, records[0], "keep_last")
+    assert [r.seq for r in checkpoints.live_commits(log.read())] == [records[2].seq]
+
+
+def test_retire_writes_its_record_first_and_then_removes_the_files(
+    storage: Storage, log: RunLog, record: LogRecord
+) -> None:
+    before = len(fakes.snapshot(storage))
+    written = checkpoints.retire(storage, log, 1, record, "keep_last")
+    assert written.retire().commit_seq == record.seq
+    assert len(fakes.snapshot(storage)) == before + 1 - len(FILES) - 3
+    assert storage.list(f"{DIRECTORY}/", deep=True) == []
+
+
+def test_a_retire_that_is_cut_off_has_its_record(memory: MemoryStorage) -> None:
+    class Cut(MemoryStorage):
+        def delete(self, path: str) -> None:
+            raise KeyboardInterrupt
+
+    log = RunLog(memory)
+    record = fakes.commit(memory, log, 10)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.retire(Cut(memory.uri), log, 1, record, "keep_last")
+    assert checkpoints.live_commits(RunLog(memory).read()) == []
+    checkpoints.remove_files(memory, DIRECTORY)
+    checkpoints.remove_files(memory, DIRECTORY)
+    assert [e.path for e in memory.list("", deep=True)] == [
+        "log/00000001.json",
+        "log/00000002.json",
+    ]
+
+
+def test_marking_bad_keeps_the_files(storage: Storage, log: RunLog, record: LogRecord) -> None:
+    before = fakes.snapshot(storage)
+    written = checkpoints.mark_bad(log, 1, record, "flipped")
+    assert (written.kind, written.retire().reason) == ("bad", "flipped")
+    assert before.items() < fakes.snapshot(storage).items()
+
+
+def test_to_json_and_back(storage: Storage, record: LogRecord) -> None:
+    manifest = checkpoints.verify(storage, record).manifest
+    assert loads(storage.get(f"{DIRECTORY}/{layout.MANIFEST}")) == to_json(manifest)
