@@ -56,24 +56,23 @@ def submit(name: str) -> str:
 def notices(run_id: str) -> None:
     """Three notices: to all ranks, to one rank inside a step, and while it is still loading."""
     wait_for_step(run_id, attempt=1, step=6)
-    preempt(run_id, "SIGTERM to all ranks", ["--rank", "0"], ["--rank", "1"])
+    preempt(run_id, "SIGTERM to all ranks", "--rank", "0", "--rank", "1")
     while True:
         attempt = wait_for_attempt(run_id, after=state(run_id)["attempt"])
         step = int(state(run_id)["step"]) + 4
         wait_for_step(run_id, attempt=attempt, step=step)
-        preempt(run_id, "SIGUSR1 to one rank", ["--rank", "1", "--signal", "SIGUSR1"])
+        preempt(run_id, "SIGUSR1 to one rank", "--rank", "1", "--signal", "SIGUSR1")
         next_attempt = wait_for_attempt(run_id, after=attempt)
         if micro_batch_of_stop(run_id, attempt):
             break
         print("   it hit the boundary of a step; once more, for the middle of one")
     time.sleep(1.0)
-    preempt(run_id, f"SIGTERM while attempt {next_attempt} is still loading", [])
+    preempt(run_id, f"SIGTERM while attempt {next_attempt} is still loading")
 
 
-def preempt(run_id: str, what: str, *calls: list[str]) -> None:
+def preempt(run_id: str, what: str, *options: str) -> None:
     print(f"   notice: {what}")
-    for options in calls:
-        tool("preempt", run_id, *options)
+    tool("preempt", run_id, *options)
 
 
 def micro_batch_of_stop(run_id: str, attempt: int) -> int:

@@ -29,8 +29,8 @@ def out(text: str = "") -> None:
 
 
 def out_json(value: Any) -> None:
-    """The answer as one line of JSON on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """The answer as one line of JSON on stdout, in ASCII: right in every locale."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def note(text: str) -> None:

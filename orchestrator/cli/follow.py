@@ -10,11 +10,13 @@ from orchestrator.controller import loop
 from orchestrator.controller.run import Run
 from orchestrator.controller.status import refresh
 from orchestrator.domain.states import State
-from orchestrator.errors import NoSuchRun, QvlError
+from orchestrator.errors import QvlError
 
 POLL_S = 0.5
 CONTROLLER_S = 5.0
 """How often it is seen to that somebody looks after the run."""
+PARTS = 20
+"""Outside a terminal, progress is worth a line after each of so many parts of the run."""
 END_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 1, State.HELD: 73}
 INTERRUPTED = 130
 
@@ -25,17 +27,16 @@ def follow_to_end(run: Run) -> int:
     try:
         row = _follow(run, screen)
     except KeyboardInterrupt:
+        row = None
+    finally:
         screen.end()
+    if row is None:
         note(
             f"no longer watching; the run goes on\n"
             f"  watch again    qvl-orchestrate status --watch {run.run_id}\n"
             f"  stop for good  qvl-orchestrate cancel {run.run_id}"
         )
         return INTERRUPTED
-    except NoSuchRun:
-        screen.end()
-        raise
-    screen.end()
     for text in (row.get("message"), row["next"] and f"next: {row['next']}"):
         if text:
             note(text)
@@ -58,10 +59,10 @@ def _follow(run: Run, screen: _Screen) -> dict[str, Any]:
     while True:
         entry = run.registry.find(run.run_id)
         if entry.row is not None and entry.row["state"] in END_CODES:
-            screen.show(progress_line(entry.row))
+            screen.show(entry.row)
             return entry.row
         seen = refresh(run.registry, run.clock, entry)
-        screen.show(progress_line(seen.row) + (f"  ({seen.fault})" if seen.fault else ""))
+        screen.show(seen.row, seen.fault)
         if run.clock.monotonic() - looked >= CONTROLLER_S:
             looked = run.clock.monotonic()
             _ensure_controller(run)
@@ -76,16 +77,19 @@ def _ensure_controller(run: Run) -> None:
 
 
 class _Screen:
-    """One line that changes in a terminal; elsewhere one line a change."""
+    """One line that changes in a terminal; elsewhere a line for each change worth a line."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._last = ""
+        self._last: object = None
 
-    def show(self, line: str) -> None:
-        if line == self._last:
+    def show(self, row: dict[str, Any], fault: str | None = None) -> None:
+        line = progress_line(row) + (f"  ({fault})" if fault else "")
+        part = PARTS * row["step"] // (row["total_steps"] or 1)
+        mark = line if self._terminal else (row["state"], row["attempt"], part, fault)
+        if mark == self._last:
             return
-        self._last = line
+        self._last = mark
         if self._terminal:
             sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
@@ -93,6 +97,5 @@ class _Screen:
             note(line)
 
     def end(self) -> None:
-        if self._terminal and self._last:
+        if self._terminal and self._last is not None:
             sys.stderr.write("\n")
-        self._last = ""

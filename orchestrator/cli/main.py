@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,23 @@ import click
 
 from orchestrator.errors import QvlError
 
+INTERRUPTED = 130
+_EPILOG = """Every command takes --help, which shows an example.
+
+\b
+Exit codes:
+  0   done
+  1   a fault of ours
+  2   the command line is wrong
+  3   no such run
+  69  a backend or a storage does not answer
+  73  a checkpoint is damaged or refused
+  78  the job file or the site file is wrong
+
+\b
+Completion of commands and options, in bash (zsh_source, fish_source for the others):
+  eval "$(_QVL_ORCHESTRATE_COMPLETE=bash_source qvl-orchestrate)"
+"""
 COMMANDS = {
     "init": "Write a commented job.yaml to start from.",
     "submit": "Submit a job file as a new run.",
@@ -69,7 +86,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every command takes --help, which shows an example.",
+    epilog=_EPILOG,
 )
 def cli() -> None:
     """Fine-tune Qwen-VL models with Q-LoRA on preemptible GPUs as safely as on reserved ones."""
@@ -78,6 +95,7 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; never a traceback for the user."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _tolerate_encodings()
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args
     try:
@@ -85,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as left:
         return left.exit_code
     except click.Abort:
+        if as_json:
+            _print_error("aborted", None, INTERRUPTED)
         sys.stderr.write("aborted\n")
-        return 130
+        return INTERRUPTED
     except click.ClickException as fault:
         if as_json:
             _print_error(fault.format_message(), None, fault.exit_code)
@@ -99,7 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {fault.message}{hint}\n")
         return fault.exit_code
     except Exception as fault:  # noqa: BLE001 - the last line of defence of the command line
-        sys.stderr.write(f"internal error: {fault}\n  details: {_write_traceback()}\n")
+        message, report = f"internal error: {type(fault).__name__}: {fault}", _write_report(args)
+        hint = None if report is None else f"please report it, with {report}"
+        if as_json:
+            _print_error(message, hint, 1)
+        sys.stderr.write(message + (f"\n  hint: {hint}" if hint else "") + "\n")
         return 1
     return result if isinstance(result, int) else 0
 
@@ -109,11 +133,33 @@ def _print_error(message: str, hint: str | None, exit_code: int) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
-def _write_traceback() -> Path:
-    fd, name = tempfile.mkstemp(prefix="qvl-orchestrate-", suffix=".txt")
-    with os.fdopen(fd, "w") as file:
-        traceback.print_exc(file=file)
-    return Path(name)
+def _tolerate_encodings() -> None:
+    """What the terminal's encoding lacks is shown escaped, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _write_report(args: Sequence[str]) -> Path | None:
+    """The traceback of the current exception in a file (0600) below the state folder.
+
+    None if it cannot be written: a full disk may be what went wrong.
+    """
+    from orchestrator import __version__
+    from orchestrator.clock import SystemClock, iso
+    from orchestrator.registry.store import default_state_dir
+
+    now = iso(SystemClock().now())
+    path = default_state_dir() / "crashes" / f"{now.replace(':', '')}-{os.getpid()}.txt"
+    head = f"qvl-orchestrate {__version__}, Python {sys.version}\n{now}\n{list(args)}\n\n"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(head + traceback.format_exc())
+    except OSError:
+        return None
+    return path
 
 
 if __name__ == "__main__":

@@ -24,18 +24,24 @@ Examples:
 @click.option(
     "--signal", type=click.Choice(SIGNALS), default="SIGTERM", show_default=True, help="Signal."
 )
-@click.option("--rank", type=click.IntRange(min=0), help="To this rank only (default: the agent).")
+@click.option(
+    "--rank",
+    "ranks",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="To this rank only; may be repeated (default: to the agent).",
+)
 @json_option
-def command(*, run: str, signal: str, rank: int | None, as_json: bool) -> int:
+def command(*, run: str, signal: str, ranks: tuple[int, ...], as_json: bool) -> int:
     """Deliver a notice (see `_HELP`)."""
     from orchestrator.controller.actions import preempt
 
     chosen = get_run(run)
-    preempt(chosen, signal, rank)
+    preempt(chosen, signal, ranks)
     if as_json:
-        out_json({"run_id": chosen.run_id, "signal": signal, "rank": rank})
+        out_json({"run_id": chosen.run_id, "signal": signal, "ranks": list(ranks)})
         return 0
-    whom = "its agent" if rank is None else f"rank {rank}"
+    whom = f"rank {', '.join(map(str, ranks))}" if ranks else "its agent"
     out(f"{chosen.run_id}: {signal} delivered to {whom}; it saves, stops and is started again")
     out(f"  progress  qvl-orchestrate status {chosen.run_id}")
     return 0

@@ -28,6 +28,7 @@ def faults(job: JobSpec) -> tuple[Fault, ...]:
     """Every contradiction among these blocks of a job."""
     return (
         *_quantization(job),
+        *_zero(job),
         *_lora(job.lora),
         *_length(job),
         *_precision(job),
@@ -57,8 +58,6 @@ def _quantization(job: JobSpec) -> Iterator[Fault]:
         yield Fault(
             ("quantization", "load_in_8bit"), "4-bit and 8-bit exclude each other", "keep one"
         )
-    if (four or eight) and job.deepspeed.stage == 3:
-        yield zero3_fault(("deepspeed", "stage"))
     if not four:
         for name in given:
             if name.startswith("bnb_4bit_"):
@@ -69,13 +68,17 @@ def _quantization(job: JobSpec) -> Iterator[Fault]:
                 )
 
 
-def zero3_fault(path: tuple[str, ...]) -> Fault:
-    """ZeRO-3 asked for together with quantized weights."""
-    return Fault(
-        path,
-        "ZeRO-3 cannot partition quantized weights",
-        "use stage 2, or quantization: null",
-    )
+def _zero(job: JobSpec) -> Iterator[Fault]:
+    if job.deepspeed.stage == 3:
+        given = job.quantization or {}
+        quantized = bool(given.get("load_in_4bit") or given.get("load_in_8bit"))
+        yield zero3_fault(("deepspeed", "stage"), quantized=quantized)
+
+
+def zero3_fault(path: tuple[str, ...], *, quantized: bool) -> Fault:
+    """ZeRO-3 asked for: impossible with quantized weights, not supported without."""
+    said = "cannot partition quantized weights" if quantized else "is not supported yet"
+    return Fault(path, f"ZeRO-3 {said}", "use stage 2")
 
 
 def _lora(lora: Mapping[str, Any]) -> Iterator[Fault]:

@@ -8,74 +8,47 @@ from typing import Any
 
 from orchestrator.config import argtable
 from orchestrator.config.check_training import zero3_fault
+from orchestrator.config.deepspeed_fields import KNOWN, OURS, ZERO
 from orchestrator.config.faults import Fault, Path
-from orchestrator.config.suggest import nearest
+from orchestrator.config.suggest import did_you_mean
 from orchestrator.contract.plan import BatchPlan
 
 DEFAULT_STAGE = 2
 
-_OURS: Mapping[str, str] = {
-    "checkpoint": "checkpoints are ours: use checkpoint in the job file",
-    "nebula": "checkpoints are ours: use checkpoint in the job file",
-    "datastates": "checkpoints are ours: use checkpoint in the job file",
-    "elasticity": "the shape of a run never changes: remove it",
-    "autotuning": "the batch plan is fixed for a run: remove it",
-    "curriculum_learning": "the order of the samples is ours: remove it",
-    "data_efficiency": "the order of the samples is ours: remove it",
-    "amp": "use training.bf16 or training.fp16",
-    "scheduler": "use training.lr_scheduler_type, which every checkpoint restores",
-    "dataloader_drop_last": "the incomplete last global batch is always dropped: remove it",
-}
-_KNOWN = (
-    *_OURS,
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("zero_optimization", "gradient_clipping", "optimizer", "bf16", "fp16", "steps_per_print"),
-    *("prescale_gradients", "gradient_predivide_factor", "communication_data_type", "data_types"),
-    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "wall_clock_breakdown"),
-    *("memory_breakdown", "dump_state", "activation_checkpointing", "flops_profiler", "aio"),
-    *("comms_logger", "compile", "seq_parallel_communication_data_type", "torch_autocast"),
-    *("tensorboard", "csv_monitor", "wandb", "comet", "sparse_gradients", "disable_allgather"),
-)
+_ACCUMULATION = "gradient_accumulation_steps"
 
 
-def from_stage(stage: int) -> dict[str, Any]:
-    """The configuration of a ZeRO stage.
+def from_stage(stage: int, *, fp16: bool) -> dict[str, Any]:
+    """The configuration of a ZeRO stage, for a training in half precision if `fp16`.
 
     `auto` values are filled by the Trainer; there is no optimizer block, so that the Trainer
     makes the optimizer that `training.optim` names.
     """
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    return {"zero_optimization": zero, **_base()}
-
-
-def _base() -> dict[str, Any]:
-    return {
+    config: dict[str, Any] = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
+        _ACCUMULATION: "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
     }
+    if fp16:
+        config["fp16"] = {"enabled": "auto"}
+    return config
 
 
-def merged(user: Mapping[str, Any], stage: int | None) -> dict[str, Any]:
+def merged(user: Mapping[str, Any], stage: int | None, *, fp16: bool) -> dict[str, Any]:
     """The user's configuration; what it leaves open is `auto`, and the batch sizes always are.
 
     The batch sizes stand in the batch plan, which may shrink the micro-batch later.
     """
-    config = {**_base(), **copy.deepcopy(dict(user))}
-    zero = config.setdefault("zero_optimization", {})
-    zero.setdefault("stage", stage or DEFAULT_STAGE)
+    made = from_stage(stage or DEFAULT_STAGE, fp16=fp16)
+    config = {**made, **copy.deepcopy(dict(user))}
+    config["zero_optimization"].setdefault("stage", stage or DEFAULT_STAGE)
     for name in ("train_batch_size", "train_micro_batch_size_per_gpu", _ACCUMULATION):
         config[name] = "auto"
     return config
-
-
-_ACCUMULATION = "gradient_accumulation_steps"
 
 
 def faults(
@@ -103,10 +76,11 @@ def faults(
 
 def _names(user: Mapping[str, Any]) -> Iterator[Fault]:
     for name in user:
-        if name in _OURS:
-            yield Fault((name,), "cannot be set here", _OURS[name])
-        elif name not in _KNOWN and (near := nearest(name, _KNOWN)):
-            yield Fault((name,), "unknown field", f"did you mean {near}?")
+        if name in OURS:
+            yield Fault((name,), "cannot be set here", OURS[name])
+        elif name not in KNOWN:
+            hint = did_you_mean(name, KNOWN) or "it is no setting of DeepSpeed: remove it"
+            yield Fault((name,), "unknown field", hint)
 
 
 def _zero(user: Mapping[str, Any], quantized: bool, stage: int | None) -> Iterator[Fault]:
@@ -114,14 +88,11 @@ def _zero(user: Mapping[str, Any], quantized: bool, stage: int | None) -> Iterat
     if not isinstance(zero, dict):
         yield Fault(("zero_optimization",), "must be an object")
         return
-    path: Path = ("zero_optimization", "stage")
-    own = zero.get("stage", stage or DEFAULT_STAGE)
-    if isinstance(own, bool) or own not in (1, 2, 3):
-        yield Fault(path, f"must be 1, 2 or 3, not {argtable.shown(own)}")
-    elif stage is not None and own != stage:
-        yield Fault(path, f"{own} contradicts deepspeed.stage: {stage}", "give it once")
-    elif own == 3 and quantized:
-        yield zero3_fault(("zero_optimization", "stage"))
+    yield from _stage(zero.get("stage", stage or DEFAULT_STAGE), quantized, stage)
+    for name in zero:
+        if name not in ZERO:
+            hint = did_you_mean(name, ZERO) or "it is no setting of ZeRO: remove it"
+            yield Fault(("zero_optimization", name), "unknown field", hint)
     for part in ("offload_optimizer", "offload_param"):
         offload = zero.get(part)
         if isinstance(offload, dict) and offload.get("device") == "nvme":
@@ -130,6 +101,16 @@ def _zero(user: Mapping[str, Any], quantized: bool, stage: int | None) -> Iterat
                 "what lies on a local disk is not in the checkpoint",
                 "use cpu",
             )
+
+
+def _stage(own: Any, quantized: bool, stage: int | None) -> Iterator[Fault]:
+    path = ("zero_optimization", "stage")
+    if type(own) is not int or own not in (1, 2, 3):
+        yield Fault(path, f"must be 1 or 2, not {argtable.shown(own)}")
+    elif stage is not None and own != stage:
+        yield Fault(path, f"{own} contradicts deepspeed.stage: {stage}", "give it once")
+    elif own == 3:
+        yield zero3_fault(path, quantized=quantized)
 
 
 def _batch(user: Mapping[str, Any], batch: BatchPlan) -> Iterator[Fault]:

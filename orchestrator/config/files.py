@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.checks import is_hub_id
 from orchestrator.config.faults import Fault, Place, locate
 from orchestrator.config.faults import Path as FieldPath
 from orchestrator.config.job import JobSpec
-from orchestrator.config.resolve import absolute, batch_plan, deepspeed_faults, is_hub_model
+from orchestrator.config.resolve import absolute, batch_plan, deepspeed_faults
 from orchestrator.config.yamlpos import MAX_BYTES, parse
 from orchestrator.contract.jsonio import canonical
 from orchestrator.errors import JobFileError
@@ -65,6 +66,12 @@ def deepspeed_file_faults(
         file = Path(absolute(str(job.deepspeed.config), base_dir))
         places = parse(read_small(file, shown), shown).places
     return locate(deepspeed_faults(job, config), places)
+
+
+def is_hub_model(job: JobSpec, base_dir: Path) -> bool:
+    """True if `model.path` is an id on the hub: `owner/name`, and no such folder."""
+    path = job.model.path
+    return is_hub_id(path) and not Path(absolute(path, base_dir)).is_dir()
 
 
 def file_faults(job: JobSpec, base_dir: Path) -> Iterator[Fault]:

@@ -138,7 +138,7 @@ class DeepSpeedSection(Section):
     """DeepSpeed: a ZeRO stage, or a configuration file of your own."""
 
     stage: Literal[1, 2, 3] | None = Field(
-        default=None, description="ZeRO stage 1, 2 or 3 (3 not with quantized weights); default 2."
+        default=None, description="ZeRO stage: 1 or 2 (the default)."
     )
     config: Text | None = Field(
         default=None, description="A DeepSpeed JSON file, instead of a stage."

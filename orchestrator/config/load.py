@@ -11,6 +11,7 @@ from orchestrator.config.faults import Path as FieldPath
 from orchestrator.config.files import (
     deepspeed_file_faults,
     file_faults,
+    is_hub_model,
     read_deepspeed,
     read_small,
 )
@@ -83,10 +84,11 @@ def resolve_loaded(job: LoadedJob, site: SiteConfig) -> ResolvedJob:
     """
     spec, base_dir = job.spec, job.base_dir
     config, unread = read_deepspeed(spec, base_dir)
-    found = (*unread, *model_faults(spec, base_dir), *file_faults(spec, base_dir))
+    from_hub = is_hub_model(spec, base_dir)
+    found = (*unread, *model_faults(spec, from_hub=from_hub), *file_faults(spec, base_dir))
     inside: tuple[Fault, ...] = ()
     if config is not None:
         shown = str(job.path.parent / str(spec.deepspeed.config))
         inside = deepspeed_file_faults(spec, base_dir, config, shown)
     raise_faults((*locate(found, job.places), *inside))
-    return resolve(spec, base_dir=base_dir, site=site, deepspeed_config=config)
+    return resolve(spec, base_dir=base_dir, site=site, from_hub=from_hub, deepspeed_config=config)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.config import argtable, deepspeed
 from orchestrator.config.argtable import Block
 from orchestrator.config.check_training import CHECKPOINTING, max_steps
-from orchestrator.config.checks import is_hub_id, scheme
+from orchestrator.config.checks import scheme
 from orchestrator.config.faults import Fault, raise_faults
 from orchestrator.config.job import QLORA, JobSpec
 from orchestrator.config.site import SiteConfig
@@ -47,15 +47,17 @@ def resolve(
     *,
     base_dir: Path,
     site: SiteConfig,  # noqa: ARG001 - the place for a site's defaults and limits
+    from_hub: bool = False,
     deepspeed_config: Mapping[str, Any] | None = None,
 ) -> ResolvedJob:
     """Everything that an attempt needs to know.
 
     `base_dir` is the absolute folder that relative paths start from, `deepspeed_config` the
-    parsed file that `deepspeed.config` names. Raises JobFaults if that file contradicts the
-    job, if it is missing, or if a model of the hub has no revision.
+    parsed file that `deepspeed.config` names; `from_hub`: `model.path` is an id on the hub and
+    no folder. Raises JobFaults if the DeepSpeed file contradicts the job, if it is missing,
+    or if a model of the hub has no revision.
     """
-    found = list(model_faults(job, base_dir))
+    found = list(model_faults(job, from_hub=from_hub))
     if job.deepspeed.config is not None:
         found += deepspeed_faults(job, deepspeed_config)
     raise_faults(found)
@@ -63,7 +65,10 @@ def resolve(
     return ResolvedJob(
         name=job.name,
         backend=job.backend,
-        model=ModelSpec(path=model_path(job, base_dir), revision=job.model.revision),
+        model=ModelSpec(
+            path=job.model.path if from_hub else absolute(job.model.path, base_dir),
+            revision=job.model.revision,
+        ),
         quantization=_quantization(job),
         lora=_lora(job),
         data=_data(job, base_dir),
@@ -89,9 +94,9 @@ def resolve(
     )
 
 
-def model_faults(job: JobSpec, base_dir: Path) -> tuple[Fault, ...]:
+def model_faults(job: JobSpec, *, from_hub: bool) -> tuple[Fault, ...]:
     """A model of the hub needs a revision: without one, attempts could load other weights."""
-    if job.model.revision is not None or not is_hub_model(job, base_dir):
+    if job.model.revision is not None or not from_hub:
         return ()
     return (
         Fault(
@@ -122,18 +127,6 @@ def absolute(path: str, base_dir: Path) -> str:
     """An absolute, normalised path; `~` is the home folder, links are not followed."""
     home = os.path.expanduser(path)  # noqa: PTH111 - an unknown user is no fault here
     return os.path.normpath(Path(base_dir, home))
-
-
-def is_hub_model(job: JobSpec, base_dir: Path) -> bool:
-    """True if `model.path` is an id on the hub: `owner/name`, and no such folder."""
-    path = job.model.path
-    return is_hub_id(path) and not Path(absolute(path, base_dir)).is_dir()
-
-
-def model_path(job: JobSpec, base_dir: Path) -> str:
-    """The absolute folder of the model, or its id on the hub."""
-    path = job.model.path
-    return path if is_hub_model(job, base_dir) else absolute(path, base_dir)
 
 
 def batch_plan(job: JobSpec) -> BatchPlan:
@@ -250,6 +243,7 @@ def _python(job: JobSpec, base_dir: Path) -> str | None:
 
 
 def _deepspeed(job: JobSpec, user: Mapping[str, Any] | None) -> dict[str, Any]:
+    fp16 = bool(job.training.get("fp16") or job.training.get("fp16_full_eval"))
     if user is None:
-        return deepspeed.from_stage(job.deepspeed.stage or deepspeed.DEFAULT_STAGE)
-    return deepspeed.merged(user, job.deepspeed.stage)
+        return deepspeed.from_stage(job.deepspeed.stage or deepspeed.DEFAULT_STAGE, fp16=fp16)
+    return deepspeed.merged(user, job.deepspeed.stage, fp16=fp16)

@@ -39,6 +39,8 @@ def json_schema() -> dict[str, Any]:
         "description": properties["deepspeed"]["description"],
         "anyOf": [{"type": "string", "minLength": 1}, {"$ref": "#/$defs/DeepSpeedSection"}],
     }
+    stage = schema["$defs"]["DeepSpeedSection"]["properties"]["stage"]
+    stage["anyOf"] = [{"enum": [1, 2, None]}]  # 3 is known, to be refused with the reason
     properties["env"]["additionalProperties"] = {"type": ["string", "number", "boolean"]}
     return schema
 

@@ -38,10 +38,6 @@ class SiteConfig(BaseModel):
         default="node",
         description="What a committed checkpoint survives: the process, or the node.",
     )
-    state_dir: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None,
-        description="Folder of the registry and local jobs; null = ~/.local/state/qvl-orchestrate.",
-    )
 
 
 def find_site_file(

@@ -36,13 +36,17 @@ def is_live(facts: RunFacts) -> bool:
     return facts.backend in ("pending", "running", "unknown")
 
 
-def preempt(run: Run, signal: str, rank: int | None) -> None:
-    """Deliver a notice as the scheduler would. Raises UserError if nothing runs."""
+def preempt(run: Run, signal: str, ranks: Sequence[int] = ()) -> None:
+    """Deliver a notice as the scheduler would: to the agent, or to some ranks only.
+
+    Raises UserError if nothing runs.
+    """
     seen = observe(run)
     if not is_live(seen.facts) or seen.backend_id is None:
         raise UserError(f"run {run.run_id} has no job now, so there is nothing to preempt")
-    run.event("preempt_requested", {"signal": signal, "rank": rank}, writer="cli")
-    run.backend.notify(seen.backend_id, signal, rank)
+    run.event("preempt_requested", {"signal": signal, "ranks": list(ranks)}, writer="cli")
+    for rank in ranks or (None,):
+        run.backend.notify(seen.backend_id, signal, rank)
 
 
 def cancel(run: Run) -> bool:
@@ -213,12 +217,14 @@ def copy_adapter(run: Run, seen: Seen, target: Path) -> None:
     live = live_commits(seen.view)
     if not live:
         raise CheckpointError(f"run {run.run_id} has no checkpoint to keep the adapter of")
-    target.mkdir(parents=True, exist_ok=True)
+    found = {}
     for name in ADAPTER_FILES:
         try:
-            data = run.storage.get(f"{live[-1].commit().directory}/{name}")
+            found[name] = run.storage.get(f"{live[-1].commit().directory}/{name}")
         except NotFound as fault:
             raise CheckpointError(f"the newest checkpoint has no {name}") from fault
+    target.mkdir(parents=True, exist_ok=True)
+    for name, data in found.items():
         (target / name).write_bytes(data)
 
 

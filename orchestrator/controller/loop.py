@@ -20,6 +20,8 @@ POLL_S = 0.25
 """How often a local job is asked for; a question costs one read of /proc."""
 REFRESH_S = 10.0
 """A full pass happens at least this often."""
+_detached: list[subprocess.Popen[bytes]] = []
+"""Controllers that this process started: known until they are reaped."""
 
 
 def follow(run: Run, clock: Clock) -> Step | None:
@@ -101,4 +103,5 @@ def detach(registry: Registry, run_id: str) -> int:
             cwd="/",
             env={**os.environ, STATE_DIR: str(registry.state_dir), "PYTHONPATH": path},
         )
+    _detached[:] = [p for p in _detached if p.poll() is None] + [process]
     return process.pid

@@ -171,7 +171,7 @@ def failures_without_progress(attempts: tuple[AttemptFacts, ...]) -> int:
 
 def _is_failure(attempt: AttemptFacts) -> bool:
     verdict = attempt.verdict
-    if verdict is None or verdict.code == ExitCode.DONE or verdict.code in FREE:
+    if verdict is None or verdict.code in FREE:
         return False
     return not (verdict.code == ExitCode.OUT_OF_MEMORY and attempt.oom_can_shrink)
 

@@ -81,7 +81,7 @@ class Journal:
 
 
 class SummaryWriter:
-    """Keeps summary.json: at once when the phase or the checkpoint changes, else every `report_s`."""
+    """Keeps summary.json: at once when phase or checkpoint change, else every `report_s`."""
 
     def __init__(self, storage: Storage, clock: Clock, first: RunSummary, report_s: float) -> None:
         self._report_s = report_s

@@ -68,10 +68,12 @@ class LocalBackend:
 
     def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
         pid = pid_of(backend_id)
-        if pid is not None and rank is not None:
+        if pid is None:
+            raise UserError(f"job {backend_id} has ended")
+        if rank is not None:
             pid = self._rank_pid(backend_id, rank)
         if pid is None:
-            raise UserError(f"job {backend_id} has no such process now")
+            raise UserError(f"job {backend_id} has no rank {rank}")
         with suppress(ProcessLookupError):
             os.kill(pid, signals.Signals[signal])
 

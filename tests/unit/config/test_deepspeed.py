@@ -15,11 +15,20 @@ def said(folder: Folder, config: Any, *overrides: str) -> str:
 
 
 def test_a_stage_gives_a_configuration_without_an_optimizer(folder: Folder) -> None:
-    config = folder.resolve().deepspeed
-    assert config["zero_optimization"] == {"stage": 2}
-    assert config["train_micro_batch_size_per_gpu"] == "auto"
-    assert config["bf16"] == {"enabled": "auto"}
-    assert "optimizer" not in config
+    assert folder.resolve().deepspeed == {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def test_half_precision_reaches_deepspeed(folder: Folder) -> None:
+    half = ("quantization.bnb_4bit_compute_dtype=float16", "training.fp16=true")
+    assert folder.resolve(*half).deepspeed["fp16"] == {"enabled": "auto"}
 
 
 @pytest.mark.parametrize("form", ["deepspeed={config: ds.json}", "deepspeed=ds.json"])
@@ -71,8 +80,17 @@ def test_a_file_without_a_stage_takes_that_of_the_job(folder: Folder) -> None:
         ({"checkpoint": {}}, "checkpoint: cannot be set here", "checkpoints are ours"),
         ({"zero_optimisation": {}}, "unknown field", "did you mean zero_optimization?"),
         ({"zero_optimization": {"stage": 3}}, "cannot partition quantized weights", "use stage 2"),
-        ({"zero_optimization": {"stage": 0}}, "must be 1, 2 or 3, not 0", ""),
-        ({"zero_optimization": {"stage": True}}, "must be 1, 2 or 3, not true", ""),
+        ({"zero_optimization": {"stage": 0}}, "must be 1 or 2, not 0", ""),
+        ({"zero_optimization": {"stage": True}}, "must be 1 or 2, not true", ""),
+        ({"zero_optimization": {"stage": 2.0}}, "must be 1 or 2, not 2.0", ""),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "zero_optimization.overlap_com: unknown field",
+            "did you mean overlap_comm?",
+        ),
+        ({"zero_optimization": {"zzzz": 1}}, "unknown field", "it is no setting of ZeRO"),
+        ({"zzzz": 1}, "zzzz: unknown field", "it is no setting of DeepSpeed"),
+        ({"compression_training": {}}, "cannot be set here", "remove it"),
         ({"zero_optimization": []}, "must be an object", ""),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},

@@ -191,8 +191,9 @@ def test_required_fields_say_what_they_are(folder: Folder) -> None:
     assert "job.yaml:3 data.train: is missing" in said
 
 
-def test_zero3_without_quantization_is_allowed(folder: Folder) -> None:
-    assert folder.resolve("deepspeed.stage=3", "quantization=null").zero_stage == 3
+def test_zero3_without_quantization_is_refused_too(folder: Folder) -> None:
+    said = folder.said("deepspeed.stage=3", "quantization=null")
+    assert "deepspeed.stage: ZeRO-3 is not supported yet\n  hint: use stage 2" in said
 
 
 def test_evaluation_with_data_is_allowed(folder: Folder) -> None:

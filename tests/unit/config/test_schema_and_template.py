@@ -12,7 +12,7 @@ from orchestrator.config import init_text, json_schema
 from orchestrator.config.load import load_job, parse_job
 from orchestrator.config.yamlpos import parse
 from orchestrator.contract.jsonio import canonical
-from tests.unit.config.conftest import JOB
+from tests.unit.config.conftest import JOB, Folder
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("**/job.yaml"))
@@ -88,6 +88,7 @@ def test_the_schema_accepts_good_jobs(text: str) -> None:
         ("cosine", "cosin"),
         ("max_steps: 40", "max_steps: a"),
         ("keep_last: 2", "keep: 2"),
+        ("stage: 2", "stage: 3"),
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(old: str, new: str) -> None:
@@ -118,6 +119,13 @@ def test_the_file_of_init_validates() -> None:
     assert loaded.spec.name == "my-job"
     assert loaded.spec.model.path == "a b/model: x"
     assert loaded.spec.resources.gpus_per_node == 4
+
+
+def test_the_file_of_init_resolves_where_its_files_are(folder: Folder) -> None:
+    folder.job.write_text(init_text())
+    job = folder.resolve()
+    assert job.batch.global_batch == 8
+    assert job.training["max_steps"] == 1000
 
 
 @pytest.mark.parametrize("text", ["true", "null", "1e5", "#x", "- a", "a: b", "'", "~", "[", "é"])

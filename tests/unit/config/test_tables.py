@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.config import argtable, reserved
 from orchestrator.config.argtable import Block
+from orchestrator.config.deepspeed_fields import KNOWN, OURS, ZERO
 from orchestrator.config.resolve import _FILLED
 from tests.unit.config.conftest import Folder
 
@@ -37,6 +39,30 @@ def test_the_tables_equal_the_installed_versions() -> None:
     for name, table in generator().tables().items():
         stored = json.loads((generator().TABLES / name).read_text())
         assert table == stored, "run tools/gen_argument_tables.py"
+
+
+@pytest.mark.torch
+def test_the_fields_of_zero_equal_the_installed_version() -> None:
+    found = importlib.util.find_spec("deepspeed")
+    if found is None or found.origin is None:
+        pytest.skip("deepspeed is not installed: there is nothing to compare with")
+    source = Path(found.origin).parent / "runtime" / "zero" / "config.py"
+    assert set(ZERO) == zero_fields(source.read_text())
+    assert not set(KNOWN) & set(OURS)
+
+
+def zero_fields(source: str) -> set[str]:
+    """Fields and aliases of DeepSpeedZeroConfig, read without the seconds of an import."""
+    names: set[str] = set()
+    for cls in ast.parse(source).body:
+        if not (isinstance(cls, ast.ClassDef) and cls.name == "DeepSpeedZeroConfig"):
+            continue
+        for field in cls.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                names.add(field.target.id)
+                keywords = field.value.keywords if isinstance(field.value, ast.Call) else []
+                names |= {ast.literal_eval(k.value) for k in keywords if k.arg == "alias"}
+    return names
 
 
 def test_every_field_that_saves_or_launches_is_reserved() -> None:

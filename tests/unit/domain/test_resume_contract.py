@@ -242,7 +242,7 @@ def test_another_global_batch_is_refused() -> None:
     )
 
 
-# | seeds ... | the seed is part of the config; RNG and hashes are the trainer's (tests/unit/trainer)
+# | seeds | the seed is part of the config; RNG and hashes are the trainer's (unit/trainer)
 
 
 def test_another_seed_is_refused() -> None:

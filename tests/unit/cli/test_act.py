@@ -1,0 +1,450 @@
+"""The commands that act: real runs of the torch-free trainer, started by the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import follow
+from orchestrator.cli import main as entry
+from orchestrator.clock import SystemClock
+from orchestrator.contract import layout
+from orchestrator.controller import loop, submit
+from orchestrator.controller.lease import Lease
+from orchestrator.storage.opening import open_storage
+from tests.harness.runs import Bench
+
+JOB = """\
+# kept as it stands, comments too
+name: digits
+backend: local
+model: {path: ./model, revision: null}
+quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}
+lora: {r: 8, lora_alpha: 16, target_modules: llm}
+data: {train: ./train.json}
+training: {max_steps: 20, per_device_train_batch_size: 2, gradient_accumulation_steps: 2,
+  learning_rate: 1.0e-3, warmup_steps: 2, seed: 7}
+deepspeed: {stage: 2}
+resources: {nodes: 1, gpus_per_node: 2}
+checkpoint: {uri: ./runs, every_steps: 5, keep_last: 2}
+preemption: {grace_s: 10, max_failures_without_progress: 1}
+"""
+# Agents outlive the command that starts them.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+SECRET = "hf_aVeryS3cretValue"
+
+
+class Desk:
+    """A person with a job file, calling the command line in this process."""
+
+    def __init__(self, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+        self.bench = bench
+        self.job = bench.folder / "job.yaml"
+        self.job.write_text(JOB)
+        self._capsys = capsys
+        self.err = ""
+
+    def __call__(self, *argv: str, code: int = 0) -> str:
+        self._capsys.readouterr()
+        found = entry.main(argv)
+        out, self.err = self._capsys.readouterr()
+        assert found == code, f"exit code {found}\n{out}\n{self.err}"
+        return out
+
+    def json(self, *argv: str, code: int = 0) -> Any:
+        return json.loads(self(*argv, "--json", code=code))
+
+    def submit(self, *argv: str, code: int = 0) -> str:
+        return self.json("submit", str(self.job), *argv, code=code)["run_id"]
+
+    def row(self, run: str) -> dict[str, Any]:
+        return self.json("status", run)["runs"][0]
+
+    def until(self, run: str, **wanted: Any) -> dict[str, Any]:
+        """Wait until the status row has at least these values."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            row = self.row(run)
+            if all(row[k] >= v if k != "state" else row[k] == v for k, v in wanted.items()):
+                return row
+            time.sleep(0.05)
+        raise AssertionError(f"not reached: {wanted}; last: {row}\n{self.bench.folder}")
+
+    def files_with(self, text: str) -> list[str]:
+        """Every file below the workplace that contains `text`."""
+        files = [p for p in self.bench.folder.rglob("*") if p.is_file()]
+        return [p.name for p in files if text.encode() in p.read_bytes()]
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Desk]:
+    before = {s: signal.getsignal(s) for s in (signal.SIGPIPE, signal.SIGTERM)}
+    monkeypatch.setenv("QVL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.fake")
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(follow, "POLL_S", 0.1)
+    bench = Bench(tmp_path)
+    yield Desk(bench, capsys)
+    for process in loop._detached:
+        process.kill()
+        process.wait()
+    bench.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.15")
+
+
+# --- submit ---------------------------------------------------------------------------------
+
+
+def test_submit_waits_for_success_and_rm_removes_all_of_it(desk: Desk) -> None:
+    answer = desk.json("submit", str(desk.job), "--wait")
+    folder = Path(answer["run_dir"])
+    assert desk.err.splitlines()[-1].startswith("SUCCEEDED  attempt 1  step 20/20  loss ")
+    assert (folder / layout.JOB).read_text() == JOB
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert desk.row("digits")["state"] == "SUCCEEDED"
+
+    desk("rm", "digits", code=2)
+    assert "--yes" in desk.err
+    kept = desk.bench.folder / "adapter"
+    desk("rm", "digits", "--yes", "--keep-adapter", str(kept), code=73)
+    assert "has no adapter_config.json" in desk.err
+    assert folder.exists()
+    assert not kept.exists()
+    (folder / "attempts/000001/checkpoints/checkpoint-20/adapter_config.json").write_text("{}")
+    gone = desk.json("rm", "digits", "--yes", "--keep-adapter", str(kept))
+    assert gone == {"run_id": answer["run_id"], "removed": True, "adapter": str(kept)}
+    assert sorted(p.name for p in kept.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert not folder.exists()
+    assert desk.json("status") == {"runs": []}
+
+
+def test_dry_run_prints_exactly_what_is_submitted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "new_run_id", lambda name, now: f"{name}-261124-abc123")
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    printed = desk("submit", str(desk.job), "--dry-run", "--set", "name=other")
+    assert "nothing was submitted" in desk.err
+    assert not (desk.bench.folder / "runs").exists()
+    assert not (desk.bench.folder / "state").exists()
+    assert desk.json("submit", str(desk.job), "--dry-run", "--set", "name=other") == {
+        "run_id": "other-261124-abc123",
+        "text": printed,
+    }
+
+    assert desk.submit("--set", "name=other") == "other-261124-abc123"
+    handed = desk.bench.folder / "state/jobs/other-261124-abc123-1/spec.json"
+    assert printed.partition("# SPEC_FILE:\n")[2] == handed.read_text()
+    desk("cancel", "other")
+
+
+def test_submit_says_where_the_run_is_and_what_to_do_next(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    text = desk("submit", str(desk.job))
+    run_id = text.split()[1]
+    assert f"  run directory  {desk.bench.folder}/runs/{run_id}\n" in text
+    for command in ("status", "logs -f", "cancel"):
+        assert f"qvl-orchestrate {command} {run_id}\n" in text
+
+
+def test_failure_gives_code_1_and_the_reason(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QVL_FAKE_CRASH_AT", "2:1")
+    out = desk("submit", str(desk.job), "--wait", code=1)
+    assert "FAILED  attempt 1" in desk.err
+    assert "failures without a new checkpoint" in desk.err
+    assert f"next: qvl-orchestrate logs {out.split()[1]}" in desk.err
+
+    assert "ended already (FAILED)" in desk("cancel", "digits")
+    monkeypatch.delenv("QVL_FAKE_CRASH_AT")
+    desk("resume", "digits", "--wait")
+    assert "SUCCEEDED" in desk.err
+
+
+def test_control_c_ends_the_watching_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "refresh", interrupted)
+    run_id = desk.submit("--wait", code=130)
+    assert "no longer watching; the run goes on" in desk.err
+    assert f"qvl-orchestrate cancel {run_id}" in desk.err
+    desk.until(run_id, state="SUCCEEDED")
+
+
+def test_wait_takes_up_a_run_that_has_lost_its_controller(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = loop.detach, []
+
+    def detach(registry: Any, run_id: str) -> int:
+        calls.append(run_id)
+        return real(registry, run_id) if len(calls) > 1 else 0
+
+    monkeypatch.setattr(loop, "detach", detach)
+    monkeypatch.setattr(follow, "CONTROLLER_S", 0.2)
+    desk("submit", str(desk.job), "--wait")
+    assert "SUCCEEDED" in desk.err
+
+
+def test_a_terminal_gets_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    screen = follow._Screen()
+    row = {"state": "RUNNING", "attempt": 2, "step": 3, "total_steps": 400, "loss": 0.5}
+    screen.show(row)
+    screen.show(row)
+    screen.show({**row, "step": 4}, "no answer")
+    screen.end()
+    assert terminal.getvalue() == (
+        "\r\x1b[KRUNNING  attempt 2  step 3/400  loss 0.5000"
+        "\r\x1b[KRUNNING  attempt 2  step 4/400  loss 0.5000  (no answer)\n"
+    )
+
+
+def test_elsewhere_only_notable_changes_get_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = follow._Screen()
+    row = {"state": "RUNNING", "attempt": 1, "total_steps": 400, "loss": None}
+    for step in range(100):
+        screen.show({**row, "step": step})
+    assert len(capsys.readouterr().err.splitlines()) == follow.PARTS // 4
+
+
+# --- preempt, cancel, resume ----------------------------------------------------------------
+
+
+def test_preempted_cancelled_and_resumed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    run_id = desk.submit()
+    desk.until("digits", state="RUNNING", step=2)
+    for argv in (["rm", "digits", "--yes"], ["resume", "digits"]):
+        desk(*argv, code=78)
+        assert "is at work" in desk.err
+    answer = desk.json("preempt", "digits", "--signal", "SIGUSR1", "--rank", "1")
+    assert answer == {"run_id": run_id, "signal": "SIGUSR1", "ranks": [1]}
+    desk.until("digits", attempt=2, state="RUNNING")
+    assert "SIGTERM delivered to its agent" in desk("preempt", run_id)
+    desk.until("digits", attempt=3, state="RUNNING")
+
+    assert "cancelled" in desk("cancel", "digits")
+    reached = desk.until("digits", state="CANCELLED")["step"]
+    assert "ended already (CANCELLED)" in desk("cancel", "digits")
+    assert "no run needs a controller" in desk("controller", "once")
+    assert desk.row("digits")["state"] == "CANCELLED"
+    desk("preempt", "digits", code=78)
+    assert "nothing to preempt" in desk.err
+
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
+    desk("resume", "digits", "--wait")
+    row = desk.row("digits")
+    assert (row["state"], row["step"], row["lost_steps"]) == ("SUCCEEDED", 20, 0)
+    assert reached < 20
+    desk("resume", "digits", code=78)
+    assert "is finished" in desk.err
+    assert "ended already (SUCCEEDED)" in desk("cancel", "digits")
+
+
+def test_a_run_without_a_controller_is_cancelled_all_the_same(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    real = loop.detach
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    desk.submit()
+    desk.until("digits", step=1)
+    monkeypatch.setattr(loop, "detach", real)
+    assert desk.json("cancel", "digits")["cancelled"]
+    desk.until("digits", state="CANCELLED")
+
+
+def test_a_changed_job_is_held_until_the_change_is_allowed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    desk.submit()
+    desk.until("digits", step=2)
+    desk("cancel", "digits")
+    desk.until("digits", state="CANCELLED")
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
+    changed = ["--job", str(desk.job), "--set", "training.learning_rate=5.0e-4", "--wait"]
+    desk("resume", "digits", *changed, code=73)
+    assert "learning_rate" in desk.err
+    assert "--allow-change" in desk.err
+    assert desk.row("digits")["state"] == "HELD"
+    desk("resume", "digits", *changed, "--allow-change", "config.training.learning_rate")
+    assert desk.row("digits")["state"] == "SUCCEEDED"
+
+
+def test_a_held_run_is_cancelled_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    run_id = desk.submit()
+    desk.until("digits", step=2)
+    desk("cancel", "digits")
+    desk.until("digits", state="CANCELLED")
+    desk("resume", "digits", "--job", str(desk.job), "--set", "training.seed=8", "--wait", code=73)
+    assert desk.json("cancel", "digits") == {
+        "run_id": run_id,
+        "state": "CANCELLED",
+        "cancelled": True,
+    }
+    assert "removed" in desk("rm", "digits", "--yes")
+
+
+def test_secrets_reach_the_ranks_and_nothing_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    desk.job.write_text(JOB + "secrets: [MY_TOKEN]\n")
+    desk("submit", str(desk.job), code=78)
+    assert "secrets not set in this shell: MY_TOKEN\n  hint: export MY_TOKEN=..." in desk.err
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    assert SECRET not in desk("submit", str(desk.job), "--dry-run")
+    run_id = desk.submit()
+    row = desk.until(run_id, step=1)
+    assert desk.files_with(SECRET) == [f"{run_id}.json"]
+    stored = desk.bench.folder / "state" / "secrets" / f"{run_id}.json"
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+    pid = row["backend_job_id"].split("-")[0]
+    assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
+
+    desk("cancel", run_id)
+    desk.until(run_id, state="CANCELLED")
+    assert not stored.exists()
+    monkeypatch.delenv("MY_TOKEN")
+    desk("resume", run_id, code=78)
+    assert "secrets not set" in desk.err
+    assert desk.row(run_id)["state"] == "CANCELLED"
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
+    desk("resume", run_id, "--wait")
+    assert desk.files_with(SECRET) == []
+
+
+# --- rm -------------------------------------------------------------------------------------
+
+
+def test_rm_asks_in_a_terminal(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = desk.submit("--wait")
+    for answer, code in (("n\n", 130), ("y\n", 0)):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        desk("rm", run_id, code=code)
+    assert desk.json("status") == {"runs": []}
+
+
+# --- controller -----------------------------------------------------------------------------
+
+
+def test_controller_once_drives_a_run_to_its_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    run_id = desk.submit()
+    seen = []
+    end = time.monotonic() + 20
+    while "SUCCEEDED" not in seen and time.monotonic() < end:
+        seen.append(desk.json("controller", "once")["state"])
+        time.sleep(0.1)
+    assert seen[-1] == "SUCCEEDED"
+    assert desk("controller", "once") == "no run needs a controller now\n"
+    assert desk.row(run_id)["state"] == "SUCCEEDED"
+
+
+def test_controller_once_leaves_a_run_to_its_own_and_reports_faults(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    answer = desk.json("submit", str(desk.job))
+    lease = Lease(open_storage(answer["run_dir"]), SystemClock())
+    assert lease.acquire()
+    assert desk("controller", "once") == "1 with a controller of their own\n"
+    lease.release()
+    (Path(answer["run_dir"]) / layout.RESOLVED).write_text("{")
+    found = desk.json("controller", "once", code=73)
+    assert found["run_id"] == answer["run_id"]
+    assert "resolved.json" in found["error"]
+
+
+def test_controller_run_prints_changes_until_it_is_interrupted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
+    run_id = desk.submit()
+    passes = []
+
+    def sleep(self: SystemClock, seconds: float) -> None:
+        passes.append(seconds)
+        time.sleep(0.05)
+        if desk.bench.registry.find(run_id).final:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SystemClock, "sleep", sleep)
+    lines = desk("controller", "run", "--interval", "30").splitlines()
+    assert lines[-1] == f"{run_id}  SUCCEEDED"
+    assert len(lines) == len(set(lines)) <= len(passes)
+    assert "interrupted" in desk.err
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        ("submit nowhere.yaml", 78, "nowhere.yaml: no such file"),
+        ("submit JOB --set training.max_stepz=3", 78, "max_steps"),
+        ("submit JOB --site nowhere.toml", 78, "no such site file"),
+        ("submit JOB --dry-run --wait", 2, "--dry-run submits nothing"),
+        ("submit", 2, "Missing argument 'JOB'"),
+        ("preempt nobody", 3, "no run 'nobody'"),
+        ("preempt nobody --signal SIGKILL", 2, "SIGKILL"),
+        ("preempt nobody --rank -1", 2, "-1"),
+        ("cancel nobody", 3, "no run 'nobody'"),
+        ("resume nobody", 3, "no run 'nobody'"),
+        ("rm nobody --yes", 3, "no run 'nobody'"),
+        ("resume nobody --from 5 --restart-from scratch", 2, "leave out --from"),
+        ("controller", 2, "once"),
+        ("controller run --interval 0", 2, "0"),
+    ],
+)
+def test_refused(desk: Desk, argv: str, code: int, text: str) -> None:
+    desk(*argv.replace("JOB", str(desk.job)).split(), code=code)
+    assert text in desk.err
+    if "--" in argv and "controller" not in argv:
+        answer = desk.json(*argv.replace("JOB", str(desk.job)).split(), code=code)
+        assert answer["error"]["exit_code"] == code
+
+
+def test_set_needs_a_job_file(desk: Desk) -> None:
+    desk.submit("--wait")
+    desk("resume", "digits", "--set", "training.seed=8", code=2)
+    assert "--set needs --job" in desk.err
+
+
+def test_every_help_ends_with_an_example(desk: Desk) -> None:
+    for name in ("submit", "preempt", "cancel", "resume", "rm", "controller"):
+        last = desk(name, "--help").splitlines()[-1]
+        assert last.startswith(("  qvl-orchestrate", "    qvl-orchestrate")), last
