@@ -1,8 +1,9 @@
 """CPU time of the command line: `python benchmarks/cli_speed.py [repeats]`.
 
-Runs `--help`, and `status --json` with registries of 100 and 2000 runs (a tenth of them
-live, with run directories and a summary each), and prints the median CPU seconds (user and
-system) of each, the machine, its load, and the versions.
+Measures `--help`, and `status` with registries of 100 and 2000 runs that have ended and of
+100 live ones (with run directories and a summary each). Prints CPU seconds (user and
+system, minimum and median) and their ratio to `python -c 'import click'`. The calls are
+interleaved, so that a busy machine slows all of them alike; ratios are what can be compared.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from orchestrator.controller.rows import blank_row, with_summary  # noqa: E402
 from orchestrator.registry.store import Registry, RunEntry  # noqa: E402
 from orchestrator.storage.opening import open_storage  # noqa: E402
 
-LIVE_SHARE = 10
-"""One run in so many is live."""
+BASELINE = "import click"
+Case = tuple[list[str], Path]
 
 
 def summary(run_id: str, now: float) -> RunSummary:
@@ -44,13 +45,12 @@ def summary(run_id: str, now: float) -> RunSummary:
     )  # fmt: skip
 
 
-def fill(folder: Path, count: int) -> None:
-    """A registry of `count` runs; live ones belong to this process, so that they seem to run."""
+def fill(folder: Path, count: int, *, live: bool) -> Path:
+    """A state folder with `count` runs; live ones belong to this process, so they seem to run."""
     registry = Registry(folder / "state")
     now = SystemClock().now()
     job = process_id(os.getpid())
     for number in range(count):
-        live = number % LIVE_SHARE == 0
         run_id = f"bench-{number:06d}"
         uri = str(folder / "runs" / run_id)
         entry = RunEntry(
@@ -63,53 +63,75 @@ def fill(folder: Path, count: int) -> None:
         registry.saw(run_id, {**row, "backend_job_id": job}, final=not live, at=now)
         if live:
             open_storage(uri).put(layout.SUMMARY, pretty(to_json(summary(run_id, now))))
+    return registry.state_dir
 
 
 def cpu_seconds(argv: list[str], state: Path) -> float:
-    """CPU seconds of one call, user and system."""
+    """CPU seconds of one call of the interpreter, user and system."""
     env = {**os.environ, "QVL_STATE_DIR": str(state), "PYTHONPATH": str(ROOT)}
     env |= {"PYTHONPYCACHEPREFIX": str(state.parent / "pyc"), "PYTHONDONTWRITEBYTECODE": ""}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *argv],
-        check=True, stdout=subprocess.DEVNULL, env=env, cwd=state.parent,
-    )  # fmt: skip
+        [sys.executable, *argv], check=True, stdout=subprocess.DEVNULL, env=env, cwd=state.parent
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(argv: list[str], state: Path, repeats: int) -> dict[str, object]:
-    """Median and extremes; one call before, which compiles the modules."""
-    cpu_seconds(argv, state)
-    found = sorted(cpu_seconds(argv, state) for _ in range(repeats))
+def cases(folder: Path) -> dict[str, Case]:
+    """What is measured, by name; the baseline first."""
+    command = ["-m", "orchestrator.cli"]
+    registries = {
+        "100 ended": fill(folder / "a", 100, live=False),
+        "2000 ended": fill(folder / "b", 2000, live=False),
+        "100 live": fill(folder / "c", 100, live=True),
+    }
+    small = registries["100 ended"]
+    found: dict[str, Case] = {
+        BASELINE: (["-c", BASELINE], small),
+        "--help": ([*command, "--help"], small),
+        "submit --help": ([*command, "submit", "--help"], small),
+        "status, 100 ended": ([*command, "status"], small),
+    }
+    for name, state in registries.items():
+        found[f"status --json, {name}"] = ([*command, "status", "--json"], state)
+    return found
+
+
+def measure(chosen: dict[str, Case], repeats: int) -> dict[str, dict[str, float]]:
+    """Minimum and median of each; one call before, which compiles the modules."""
+    for argv, state in chosen.values():
+        cpu_seconds(argv, state)
+    times: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in range(repeats):
+        for name, (argv, state) in chosen.items():
+            times[name].append(cpu_seconds(argv, state))
+    lows = {name: min(found) for name, found in times.items()}
+    middles = {name: statistics.median(found) for name, found in times.items()}
     return {
-        "median_cpu_s": round(statistics.median(found), 4),
-        "min_cpu_s": round(found[0], 4),
-        "max_cpu_s": round(found[-1], 4),
+        name: {
+            "min_cpu_s": round(lows[name], 4),
+            "median_cpu_s": round(middles[name], 4),
+            "min_ratio": round(lows[name] / lows[BASELINE], 2),
+            "median_ratio": round(middles[name] / middles[BASELINE], 2),
+        }
+        for name in chosen
     }
 
 
 def main(repeats: int = 15) -> None:
     """Measure and print as JSON."""
-    results: dict[str, object] = {}
+    load = os.getloadavg()
     with tempfile.TemporaryDirectory() as name:
-        for count in (100, 2000):
-            folder = Path(name) / str(count)
-            fill(folder, count)
-            state = folder / "state"
-            if count == 100:
-                results["--help"] = measure(["--help"], state, repeats)
-                results["submit --help"] = measure(["submit", "--help"], state, repeats)
-            for argv in (["status"], ["status", "--json"]):
-                results[f"{' '.join(argv)} of {count} runs"] = measure(argv, state, repeats)
+        results = measure(cases(Path(name)), repeats)
     machine = {
         "cpus": os.cpu_count(),
-        "load": os.getloadavg(),
+        "load_before": load,
+        "load_after": os.getloadavg(),
         "machine": platform.platform(),
         "python": platform.python_version(),
         "click": metadata.version("click"),
         "repeats": repeats,
-        "live_runs": f"1 in {LIVE_SHARE}",
     }
     print(json.dumps({"machine": machine, "results": results}, indent=1))
 

@@ -175,15 +175,11 @@ def draw(points: list[dict[str, Any]], happened: list[dict[str, Any]]) -> Path:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    attempts = sorted({p["attempt"] for p in points})
-    for attempt in attempts:
-        part = [p for p in points if p["attempt"] in (attempt, attempt - 1)]
-        part = [p for p in part if p["attempt"] == attempt or p is last_of(part, attempt - 1)]
-        axes.plot(
-            [p["step"] for p in part],
-            [p["loss"] for p in part],
-            marker=".",
-            label=f"attempt {attempt}",
+    axes.plot([p["step"] for p in points], [p["loss"] for p in points], color="0.7", zorder=1)
+    for attempt in sorted({p["attempt"] for p in points}):
+        part = [p for p in points if p["attempt"] == attempt]
+        axes.scatter(
+            [p["step"] for p in part], [p["loss"] for p in part], s=14, label=f"attempt {attempt}"
         )
     for event in happened:
         if event["kind"] == "stop_agreed" and event.get("rank") in (0, None):
@@ -197,11 +193,6 @@ def draw(points: list[dict[str, Any]], happened: list[dict[str, Any]]) -> Path:
     path = OUT / "loss.png"
     figure.savefig(path, dpi=120)
     return path
-
-
-def last_of(part: list[dict[str, Any]], attempt: int) -> dict[str, Any] | None:
-    mine = [p for p in part if p["attempt"] == attempt]
-    return mine[-1] if mine else None
 
 
 def tool(*args: object) -> str:

@@ -119,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {fault.message}{hint}\n")
         return fault.exit_code
     except Exception as fault:  # noqa: BLE001 - the last line of defence of the command line
-        message, report = f"internal error: {type(fault).__name__}: {fault}", _write_report(args)
-        hint = None if report is None else f"please report it, with {report}"
+        message = f"internal error: {type(fault).__name__}: {fault}"
+        report = _write_report(args)
+        told = None if report is None else f"please report it, with {report}"
         if as_json:
-            _print_error(message, hint, 1)
-        sys.stderr.write(message + (f"\n  hint: {hint}" if hint else "") + "\n")
+            _print_error(message, told, 1)
+        sys.stderr.write(message + (f"\n  hint: {told}" if told else "") + "\n")
         return 1
     return result if isinstance(result, int) else 0
 

@@ -69,6 +69,8 @@ def command(
 
     if restart_from == "scratch" and ref is not None:
         raise UsageError("--restart-from scratch starts without a checkpoint: leave out --from")
+    if overrides and job is None:
+        raise UsageError("--set needs --job", hint="name the job file whose fields it replaces")
     chosen = get_run(run)
     number = actions.resume(
         chosen,
@@ -91,8 +93,6 @@ def _changed_job(
     path: Path | None, overrides: tuple[str, ...], site: Path | None
 ) -> ResolvedJob | None:
     if path is None:
-        if overrides:
-            raise UsageError("--set needs --job", hint="name the job file whose fields it replaces")
         return None
     from orchestrator.cli.submit import read_job
 

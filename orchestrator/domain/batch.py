@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from orchestrator.contract.plan import BatchPlan
 
+RESET = "reset by the user"
+"""Reason of a plan that starts over: earlier attempts out of memory do not count against it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanInForce:
@@ -39,7 +42,7 @@ def plan_in_force(
     later attempt that ran out of memory (`ooms_since`). `reset` goes back to the submitted.
     """
     if reset:
-        return PlanInForce(submitted, "reset by the user")
+        return PlanInForce(submitted, RESET)
     plan = checkpoint or submitted
     for _ in range(ooms_since):
         plan = step_down(plan)

@@ -40,6 +40,9 @@ class Chooser:
     def choose(self, start: StartFrom) -> StartPoint:
         """The verified start. Raises CheckpointError (all bad) or ContractRefused."""
         view = self.log.read()
+        if view.unreadable:
+            numbers = ", ".join(map(str, view.unreadable))
+            self.report("warning", {"message": f"unreadable records of the run's log: {numbers}"})
         options = candidates(checkpoints.live_commits(view), start)
         for record in options.commits:
             point = self._try(record)
@@ -141,4 +144,7 @@ class Chooser:
             if sha256(data) == body.adapter_sha256 and local is not None:
                 self.report("resuming", {"weights_of": body.directory, "step": body.step})
                 return StartPoint(kind="weights", directory=str(local))
-        raise CheckpointError("no adapter of this run can be read any more")
+        raise CheckpointError(
+            "no adapter of this run can be read any more",
+            hint="`resume --restart-from scratch` starts anew",
+        )

@@ -13,7 +13,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ClaimRecord, SlotRecord, SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.domain.batch import PlanInForce, plan_in_force
+from orchestrator.domain.batch import RESET, PlanInForce, plan_in_force
 from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
 from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
@@ -106,6 +106,9 @@ class Claimer:
         submissions: list[SubmissionRecord],
     ) -> PlanInForce:
         saved, since = self._saved_plan(view)
+        resets = [c for c in claims if c.plan_reason == RESET and c.attempt > since]
+        if resets:
+            saved, since = resets[-1].plan, resets[-1].attempt
         ooms = sum(
             1
             for c in claims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,19 @@ from orchestrator.contract.jsonio import MalformedJson, canonical, digest, loads
 from orchestrator.contract.manifest import CHECKPOINT_FORMAT
 from orchestrator.contract.resolved import DataSpec, ResolvedJob
 from orchestrator.domain.resume import flatten
-from orchestrator.errors import UserError
+from orchestrator.errors import StorageError, UserError
 from orchestrator.storage.protocol import NotFound, Storage
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
+PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 def collect(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
@@ -36,10 +46,19 @@ def collect(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
     facts |= flatten(to_json(job), "config")
     facts |= flatten(dict(job.quantization), "quantization")
     facts |= {f"version.{name}": _version(name) for name in PACKAGES}
-    facts |= model_facts(job, storage)
-    facts |= data_facts(job.data)
-    facts["code.digest"] = tree_digest(Path(p) for p in job.code)
+    try:
+        facts |= model_facts(job, storage)
+        facts |= data_facts(job.data)
+        facts["code.digest"] = tree_digest(Path(p) for p in job.code)
+    except (OSError, ValueError) as fault:
+        kind = StorageError if _passes(fault) else UserError
+        raise kind(f"model, data or code cannot be read: {fault}") from fault
     return facts
+
+
+def _passes(fault: Exception) -> bool:
+    """True for what a file system says now and not the next time: no mistake of the user's."""
+    return isinstance(fault, OSError) and fault.errno in PASSING
 
 
 def _version(name: str) -> str | None:
@@ -61,7 +80,7 @@ def model_facts(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         cached = known.get(str(path))
-        if not isinstance(cached, dict) or cached.get("stamp") != stamp:
+        if not _holds(cached, stamp):
             cached = {"stamp": stamp, "sha256": file_sha256(path)}
         files[name] = cached
     cache = {str(folder / name): entry for name, entry in files.items()}
@@ -69,6 +88,12 @@ def model_facts(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
         storage.put(layout.BASE_CACHE, pretty(cache))
     hashes = {name: entry["sha256"] for name, entry in files.items()}
     return {"model.digest": digest(hashes)}
+
+
+def _holds(cached: Any, stamp: list[int]) -> bool:
+    if not isinstance(cached, dict) or not isinstance(cached.get("sha256"), str):
+        return False
+    return bool(cached.get("stamp") == stamp)
 
 
 def _read_cache(storage: Storage) -> dict[str, Any]:
@@ -90,6 +115,8 @@ def data_facts(data: DataSpec) -> dict[str, Any]:
             content = Path(index).read_bytes()
             records = read_index(content)
         except (OSError, ValueError) as fault:
+            if _passes(fault):
+                raise
             raise UserError(f"{index}: {fault}") from None
         facts[f"data.{which}"] = hashlib.sha256(content).hexdigest()
         root = Path(data.media_root or Path(index).parent)
@@ -105,7 +132,9 @@ def _media_digest(paths: Iterable[str], *, full: bool) -> str:
         try:
             size = Path(path).stat().st_size
             content = file_sha256(Path(path)) if full else None
-        except OSError:
+        except OSError as fault:
+            if _passes(fault):
+                raise
             size, content = -1, None
         total.update(canonical([path, size, content]))
     return total.hexdigest()

@@ -51,6 +51,8 @@ class PosixStorage:
             mode = stat.S_IMODE(self._root.stat().st_mode)
         except FileNotFoundError:
             return
+        except OSError as fault:
+            raise StorageError(f"{self._root}: {fault.strerror or fault}") from fault
         forbidden = 0o002 if self._file_mode & 0o060 else 0o022
         if mode & forbidden:
             raise UserError(

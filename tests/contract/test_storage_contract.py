@@ -107,7 +107,7 @@ def test_threads_race_and_one_wins(opener: Opener) -> None:
         def work(number: int, turn: int = turn) -> None:
             storage = opener()
             start.wait()
-            outcomes.append(storage.create(f"log/{turn}", b"%d" % number))  # noqa: B023
+            outcomes.append(storage.create(f"log/{turn}", b"%d" % number))
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
         for thread in threads:

@@ -9,7 +9,9 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.domain.batch import at_floor, plan_in_force, step_down
 
 PLANS = st.builds(
-    BatchPlan, micro=st.integers(1, 200), accumulation=st.integers(1, 40),
+    BatchPlan,
+    micro=st.integers(1, 200),
+    accumulation=st.integers(1, 40),
     world_size=st.integers(1, 64),
 )
 

@@ -26,38 +26,54 @@ CODES = st.sampled_from([0, 1, 75, 76, 77, 78, 79])
 REASONS = st.sampled_from(["crash", "killed", "oom", "contract", "checkpoint", "user", "preempted"])
 VERDICTS = st.builds(Verdict, CODES, REASONS, st.just("words"))
 POLICIES = st.builds(
-    Policy, max_failures_without_progress=st.integers(1, 5),
-    max_attempts_without_commit=st.integers(1, 12), every_steps=st.none() | st.integers(1, 9),
+    Policy,
+    max_failures_without_progress=st.integers(1, 5),
+    max_attempts_without_commit=st.integers(1, 12),
+    every_steps=st.none() | st.integers(1, 9),
 )
 
 BITS = st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans())
 
 
 @st.composite
-def attempts(draw: st.DrawFn, codes: st.SearchStrategy[Verdict] = VERDICTS,
-             max_size: int = 12) -> tuple[AttemptFacts, ...]:
+def attempts(
+    draw: st.DrawFn, codes: st.SearchStrategy[Verdict] = VERDICTS, max_size: int = 12
+) -> tuple[AttemptFacts, ...]:
     found, submission = [], 1
     for number in range(1, draw(st.integers(0, max_size)) + 1):
         verdict = draw(codes | st.none())
         again, commits, shrink, stopping = draw(BITS)
         submission += again
-        found.append(AttemptFacts(
-            number=number, submission=submission, verdict=verdict, ended_at=1000.0 * number,
-            commits=int(commits), oom_can_shrink=shrink, stopping=stopping,
-        ))
+        found.append(
+            AttemptFacts(
+                number=number,
+                submission=submission,
+                verdict=verdict,
+                ended_at=1000.0 * number,
+                commits=int(commits),
+                oom_can_shrink=shrink,
+                stopping=stopping,
+            )
+        )
     return tuple(found)
 
 
 @st.composite
-def runs(draw: st.DrawFn, history: st.SearchStrategy[tuple[AttemptFacts, ...]] | None = None
-         ) -> RunFacts:
+def runs(
+    draw: st.DrawFn, history: st.SearchStrategy[tuple[AttemptFacts, ...]] | None = None
+) -> RunFacts:
     past = draw(attempts() if history is None else history)
     newest = (past[-1].submission if past else 0) + draw(st.integers(0, 2))
     return RunFacts(
-        attempts=past, newest_submission=newest, submitted_at=draw(st.none() | st.floats(0, 1e9)),
+        attempts=past,
+        newest_submission=newest,
+        submitted_at=draw(st.none() | st.floats(0, 1e9)),
         backend=draw(st.sampled_from(["pending", "running", "gone", "unknown", "absent"])),
-        requeues_itself=draw(st.booleans()), done=draw(st.booleans()),
-        tombstone=draw(st.booleans()), policy=draw(POLICIES), unclaimed=draw(st.integers(0, 14)),
+        requeues_itself=draw(st.booleans()),
+        done=draw(st.booleans()),
+        tombstone=draw(st.booleans()),
+        policy=draw(POLICIES),
+        unclaimed=draw(st.integers(0, 14)),
         save_seconds=draw(st.none() | st.floats(0, 1e3)),
     )
 
@@ -114,12 +130,24 @@ def test_any_endless_history_comes_to_an_end(facts: RunFacts, again: list[Verdic
     history = facts.attempts
     for turn in range(40):
         number = len(history) + 1
-        history = (*history, AttemptFacts(
-            number=number, submission=99 + number, verdict=again[turn % len(again)],
-            oom_can_shrink=turn < 5, ended_at=0.0,
-        ))
-        step = replace(facts, attempts=history, backend="gone", done=False, tombstone=False,
-                       newest_submission=99 + number)
+        history = (
+            *history,
+            AttemptFacts(
+                number=number,
+                submission=99 + number,
+                verdict=again[turn % len(again)],
+                oom_can_shrink=turn < 5,
+                ended_at=0.0,
+            ),
+        )
+        step = replace(
+            facts,
+            attempts=history,
+            backend="gone",
+            done=False,
+            tombstone=False,
+            newest_submission=99 + number,
+        )
         if isinstance(decide(step), Hold | Fail):
             return
     raise AssertionError(f"{again} is requeued for ever")

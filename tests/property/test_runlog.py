@@ -22,8 +22,16 @@ from orchestrator.storage.runlog import RunLog
 KINDS: tuple[RecordKind, ...] = ("commit", "retire", "bad", "done")
 BODIES: dict[str, Any] = {
     "fence": {},
-    "commit": to_json(Commit(directory="d", step=1, manifest_hash="h", trigger="notice",
-                             size_bytes=1, adapter_sha256="s")),
+    "commit": to_json(
+        Commit(
+            directory="d",
+            step=1,
+            manifest_hash="h",
+            trigger="notice",
+            size_bytes=1,
+            adapter_sha256="s",
+        )
+    ),
     "retire": to_json(Retire(commit_seq=1, directory="d", reason="")),
     "bad": to_json(Retire(commit_seq=1, directory="d", reason="")),
     "done": to_json(Done(commit_seq=1, step=1, adapter_sha256="s")),
@@ -94,7 +102,8 @@ class Appends(RuleBasedStateMachine):
         self.append(self.writers[which], kind)
 
     @rule(
-        which=st.integers(0, 4), kind=st.sampled_from(["fence", *KINDS]),
+        which=st.integers(0, 4),
+        kind=st.sampled_from(["fence", *KINDS]),
         rivals=st.lists(
             st.tuples(st.integers(0, 4), st.sampled_from(["fence", *KINDS])), min_size=1, max_size=3
         ),
@@ -172,8 +181,9 @@ class Damaged(RuleBasedStateMachine):
     def teardown(self) -> None:
         MemoryStorage._spaces.pop(self.uri, None)
 
-    @rule(seq=st.integers(1, 5), how=st.sampled_from(["flip", "cut", "gone", "swap"]),
-          data=st.data())
+    @rule(
+        seq=st.integers(1, 5), how=st.sampled_from(["flip", "cut", "gone", "swap"]), data=st.data()
+    )
     def damage(self, seq: int, how: str, data: st.DataObject) -> None:
         path = layout.log_record(seq)
         if how == "gone":

@@ -17,7 +17,8 @@ from tests.unit.storage.fakes import PLAN
 
 STARTERS = st.lists(
     st.tuples(st.integers(1, 3), st.sampled_from(["a", "b"]), st.integers(0, 3)),
-    min_size=1, max_size=7,
+    min_size=1,
+    max_size=7,
 )
 _spaces = itertools.count()
 
@@ -45,8 +46,12 @@ def start(world: World, me: Starter, token: str) -> Generator[None, None, ClaimR
         if isinstance(outcome, MayJoin):
             return outcome.claim
         record = ClaimRecord(
-            attempt=outcome.attempt, submission=me.submission, backend_id=me.backend_id,
-            restart_count=me.restart_count, token=token, plan=PLAN,
+            attempt=outcome.attempt,
+            submission=me.submission,
+            backend_id=me.backend_id,
+            restart_count=me.restart_count,
+            token=token,
+            plan=PLAN,
         )
         yield
         if attempts.create_claim(world.storage, record) is None:
@@ -93,15 +98,19 @@ def test_one_claim_a_start(
         if isinstance(end, ClaimRecord):
             assert end in claims
             assert (end.submission, end.backend_id, end.restart_count) == (
-                me.submission, me.backend_id, me.restart_count
+                me.submission,
+                me.backend_id,
+                me.restart_count,
             )
     MemoryStorage._spaces.pop(uri)
 
 
 @settings(max_examples=200)
 @given(STARTERS, st.integers(1, 3), st.data())
-def test_someone_starts(drawn: list[tuple[int, str, int]], newest: int, data: st.DataObject) -> None:
-    """If a start of the newest submission is there and nothing is claimed, one becomes attempt 1."""
+def test_someone_starts(
+    drawn: list[tuple[int, str, int]], newest: int, data: st.DataObject
+) -> None:
+    """If a start of the newest submission is there, one becomes attempt 1."""
     uri = f"memory://starts-{next(_spaces)}"
     starters = [Starter(*s) for s in drawn]
     ends = play(World(MemoryStorage(uri), newest), starters, data, submits=False)
@@ -124,8 +133,14 @@ def test_a_done_or_cancelled_run_is_never_started(
 
 
 def claim(attempt: int, submission: int, backend: str, restart: int) -> ClaimRecord:
-    return ClaimRecord(attempt=attempt, submission=submission, backend_id=backend,
-                       restart_count=restart, token="t", plan=PLAN)
+    return ClaimRecord(
+        attempt=attempt,
+        submission=submission,
+        backend_id=backend,
+        restart_count=restart,
+        token="t",
+        plan=PLAN,
+    )
 
 
 def test_rows() -> None:

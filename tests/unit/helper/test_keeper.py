@@ -1,0 +1,208 @@
+"""Retention: nothing is given up before a newer checkpoint was read back and found right."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from orchestrator.contract import layout
+from orchestrator.errors import NotOwner
+from orchestrator.helper.keeper import Keeper
+from orchestrator.storage import checkpoints
+from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.runlog import RunLog
+from tests.unit.storage import fakes
+
+_numbers = itertools.count()
+
+
+class Bench:
+    def __init__(self, keep_last: int = 1, attempt: int = 1) -> None:
+        self.storage = MemoryStorage(f"memory://keeper-{next(_numbers)}")
+        self.log = RunLog(self.storage)
+        self.log.append("fence", attempt)
+        self.attempt = attempt
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.keeper = self.new_keeper(keep_last)
+
+    def new_keeper(self, keep_last: int) -> Keeper:
+        return Keeper(
+            self.storage, self.attempt, keep_last, lambda kind, data: self.told.append((kind, data))
+        )
+
+    def commit(self, step: int) -> None:
+        fakes.commit(self.storage, self.log, step, attempt=self.attempt)
+
+    def spoil(self, step: int, name: str = fakes.ADAPTER) -> None:
+        path = f"{layout.checkpoint_dir(self.attempt, step)}/{name}"
+        self.storage.put(path, self.storage.get(path)[:-1] + b"?")
+
+    def live(self) -> list[int]:
+        view = RunLog(self.storage).read()
+        return [r.commit().step for r in checkpoints.live_commits(view)]
+
+    def folders(self) -> set[int]:
+        listing = self.storage.list(f"{layout.attempt_dir(self.attempt)}checkpoints/", deep=True)
+        return {int(e.path.split("/")[3].rsplit("-", 1)[1]) for e in listing}
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+def test_the_newest_are_kept_and_the_rest_given_up(keep_last: int) -> None:
+    bench = Bench(keep_last)
+    for step in range(1, 7):
+        bench.commit(step)
+        bench.keeper.retain()
+        kept = list(range(max(1, step - keep_last + 1), step + 1))
+        assert bench.live() == kept
+        assert bench.folders() == set(kept)
+    assert bench.kinds().count("verified") == 6
+    assert bench.kinds().count("retired") == 6 - keep_last
+
+
+def test_keep_last_of_nothing_still_keeps_one() -> None:
+    bench = Bench(0)
+    for step in (1, 2):
+        bench.commit(step)
+        bench.keeper.retain()
+    assert bench.live() == [2]
+
+
+def test_a_bad_newest_is_marked_and_costs_nothing_else() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.keeper.retain()
+    bench.commit(2)
+    bench.spoil(2)
+    bench.keeper.retain()
+    assert bench.live() == [1]
+    assert bench.folders() == {1, 2}, "the bad one's files stay for a person"
+    assert bench.told[-1][0] == "checkpoint_bad"
+    assert bench.told[-1][1]["directory"] == layout.checkpoint_dir(1, 2)
+    assert "does not match its hash" in bench.told[-1][1]["reason"]
+    bench.keeper.retain()
+    assert bench.live() == [1]
+
+
+def test_nothing_is_given_up_for_a_newer_one_that_is_not_verified() -> None:
+    """Even with many: each retirement follows the verification of something newer."""
+    bench = Bench(1)
+    for step in (1, 2, 3):
+        bench.commit(step)
+        bench.spoil(step) if step == 3 else None
+    bench.keeper.retain()
+    assert bench.live() == [1, 2]
+    assert bench.folders() == {1, 2, 3}
+    bench.keeper.retain()
+    assert bench.live() == [2]
+
+
+def test_the_retire_record_stands_before_the_first_file_goes() -> None:
+    bench = Bench(1)
+    order: list[str] = []
+    delete, create = bench.storage.delete, bench.storage.create
+    bench.commit(1)
+    bench.commit(2)
+
+    def noting_delete(path: str) -> None:
+        order.append(f"delete {path}")
+        delete(path)
+
+    def noting_create(path: str, data: bytes) -> Any:
+        order.append(f"create {path}")
+        return create(path, data)
+
+    bench.storage.delete = noting_delete  # type: ignore[method-assign]
+    bench.storage.create = noting_create  # type: ignore[method-assign]
+    bench.keeper.retain()
+    assert order[0].startswith("create log/")
+    assert order[1] == f"delete {layout.checkpoint_dir(1, 1)}/{layout.MANIFEST}"
+    assert all(x.startswith(f"delete {layout.checkpoint_dir(1, 1)}/") for x in order[1:])
+
+
+def test_a_replaced_attempt_gives_up_nothing() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.commit(2)
+    RunLog(bench.storage).append("fence", 2)
+    content = fakes.snapshot(bench.storage)
+    with pytest.raises(NotOwner):
+        bench.keeper.retain()
+    assert fakes.snapshot(bench.storage) == content
+
+
+def test_a_replaced_attempt_marks_nothing_bad() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.spoil(1)
+    RunLog(bench.storage).append("fence", 2)
+    content = fakes.snapshot(bench.storage)
+    with pytest.raises(NotOwner):
+        bench.keeper.retain()
+    assert fakes.snapshot(bench.storage) == content
+
+
+def leftovers() -> Bench:
+    """Attempt 2 after attempt 1 left: 1 committed, 2 bad, 3 retired halfway, 4 never committed."""
+    bench = Bench(1)
+    for step in (1, 2, 3):
+        bench.commit(step)
+    bench.log.read()
+    two, three = [r for r in bench.log.read().records if r.kind == "commit"][1:]
+    checkpoints.mark_bad(bench.log, 1, two, "test")
+    body = {"commit_seq": three.seq, "directory": three.commit().directory, "reason": "keep_last"}
+    bench.log.append("retire", 1, body)
+    fakes.write(bench.storage, 4)
+    fakes.write(bench.storage, 9, attempt=2)
+    bench.log.append("fence", 2)
+    bench.attempt = 2
+    bench.keeper = bench.new_keeper(1)
+    bench.attempt = 1
+    return bench
+
+
+def test_leftovers_of_fenced_attempts_are_removed() -> None:
+    bench = leftovers()
+    bench.keeper.clean_leftovers()
+    assert bench.folders() == {1, 2}
+    bench.attempt = 2
+    assert bench.folders() == {9}, "our own half-written checkpoint stays"
+
+
+def test_with_a_damaged_log_nothing_is_removed() -> None:
+    bench = leftovers()
+    bench.storage.put(layout.log_record(2), b"?")
+    content = fakes.snapshot(bench.storage)
+    bench.keeper.clean_leftovers()
+    assert fakes.snapshot(bench.storage) == content
+
+
+def test_the_thread_does_what_is_queued_and_ends() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.keeper.start(resumed_from=2)
+    bench.commit(2)
+    bench.keeper.committed()
+    bench.keeper.finish(10.0)
+    assert bench.live() == [2]
+    assert bench.kinds() == ["verified", "retired"]
+
+
+def test_the_thread_of_a_replaced_attempt_ends_quietly() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.commit(2)
+    RunLog(bench.storage).append("fence", 2)
+    bench.keeper.committed()
+    bench.keeper.committed()
+    bench.keeper.finish(10.0)
+    assert bench.live() == [1, 2]
+    assert "retired" not in bench.kinds()
+
+
+def test_a_keeper_that_never_began_can_be_finished() -> None:
+    Bench(1).keeper.finish(10.0)
