@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -127,3 +128,22 @@ def test_domain_does_no_input_or_output() -> None:
         if file.startswith("orchestrator/domain/") and forbidden & set(imported(node))
     ]
     assert found == []
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+WHERE = re.compile(r"^\| ([^|]+) \| `?([\w/]+\.py):(\w+)`? \|$", re.MULTILINE)
+PLACES = WHERE.findall(ARCHITECTURE.read_text()) if ARCHITECTURE.exists() else []
+
+
+@pytest.mark.skipif(not ARCHITECTURE.exists(), reason="no docs/architecture.md")
+def test_every_row_of_what_happens_where_is_understood() -> None:
+    rows = [x for x in ARCHITECTURE.read_text().splitlines() if x[:1] == "|" and ".py" in x]
+    assert len(PLACES) == len(rows) > 10
+
+
+@pytest.mark.parametrize(("what", "file", "name"), PLACES, ids=[f"{f}:{n}" for _, f, n in PLACES])
+def test_what_happens_happens_there(what: str, file: str, name: str) -> None:
+    assert (ROOT / file).is_file(), f"{what}: there is no {file}"
+    tree = ast.parse((ROOT / file).read_text())
+    found = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    assert name in found, f"{what}: no function {name} in {file}"

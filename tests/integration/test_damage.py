@@ -257,6 +257,8 @@ def test_a_damaged_record_is_passed_over_when_a_newer_one_is_good(run: Run) -> N
     path = run.root / layout.log_record(3)
     path.write_bytes(b"")
     assert_started_from(run, run.choose(), 30)
+    warned = [data for kind, data in run.told if kind == "warning"]
+    assert warned == [{"message": "unreadable records of the run's log: 3"}]
 
 
 def test_a_replaced_attempt_marks_nothing(run: Run) -> None:

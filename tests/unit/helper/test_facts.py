@@ -290,3 +290,19 @@ def test_versions_are_those_installed(
     monkeypatch.setattr(fact_sheet.metadata, "version", version)
     found = fact_sheet.collect(job, storage)
     assert (found["version.torch"], found["version.peft"]) == (None, "1.peft")
+
+
+def test_a_medium_that_cannot_be_read_now_is_not_a_missing_one(
+    job: ResolvedJob, storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a hiccup of the file system would look like other data, and hold the run."""
+    real = Path.stat
+
+    def stat(self: Path, **more: Any) -> os.stat_result:
+        if self.name == "1.png":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return real(self, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(StorageError, match=r"1\.png"):
+        fact_sheet.collect(job, storage)

@@ -400,6 +400,15 @@ def test_a_root_that_others_can_write_is_refused(
 # --- opening
 
 
+def test_a_root_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(self: Path, **more: object) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(StorageError, match=f"{tmp_path}: Stale file handle"):
+        PosixStorage(tmp_path).check_private()
+
+
 def test_a_missing_root_may_be_opened(tmp_path: Path) -> None:
     assert open_storage(str(tmp_path / "none")).list("") == []
 
