@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-runs test-training check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-fast test-local test-training check lint types layers format wheel bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -35,13 +35,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## preempt a real training three times, compare it with an undisturbed one
 	@$(BIN)/python examples/digits/demo.py
 
-test: test-fast test-training ## fast tests and real training (test-runs is apart)
+test: test-fast test-local test-training ## all tests
 
-test-fast: setup ## unit, property, architecture: no training (budget 120 s)
-	@$(BUDGET) 120 $(PYTEST) tests/unit tests/property tests/arch -n 2 -m "not training"
+test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
+	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training"
 
-test-runs: setup ## contract suites, damage, whole runs with the torch-free trainer (budget 300 s)
-	@$(BUDGET) 300 $(PYTEST) tests/contract tests/integration -n 2 -m "not training"
+test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 240 s)
+	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training"
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
 	@$(BUDGET) 480 $(PYTEST) tests -m training

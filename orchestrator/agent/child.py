@@ -32,6 +32,8 @@ class Child:
     """Exit status once reaped (negative = signal)."""
     ending: Message | None = None
     """Its own last words."""
+    ended_at: float | None = None
+    """Monotonic second of its last words or, without any, of its death."""
     incoming: LineBuffer = field(default_factory=LineBuffer)
     outgoing: bytearray = field(default_factory=bytearray)
     closed: bool = False

@@ -23,19 +23,22 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:8]
 
 
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if there is none, or a zombie."""
+def start_ticks(pid: int, *, ended: bool = False) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is none.
+
+    ended: a child that has ended and was not reaped yet counts too.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat[stat.rindex(")") + 2 :].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    return None if fields[0] in ("Z", "X") and not ended else int(fields[19])
 
 
-def process_id(pid: int) -> str | None:
-    """`<pid>-<start ticks>-<boot>`: names one process for ever; None if it does not live."""
-    ticks = start_ticks(pid)
+def process_id(pid: int, *, ended: bool = False) -> str | None:
+    """`<pid>-<start ticks>-<boot>`: names one process for ever; None as in `start_ticks`."""
+    ticks = start_ticks(pid, ended=ended)
     return None if ticks is None else f"{pid}-{ticks}-{boot_id()}"
 
 

@@ -24,6 +24,8 @@ class RankEnd:
     code: int | None = None
     reason: str = ""
     message: str = ""
+    at: float = 0.0
+    """Monotonic second of its last words, or of its death if it had none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,9 @@ def _named(code: ExitCode, ends: Sequence[RankEnd], codes: Sequence[int]) -> Nod
 
 
 def _crash(ends: Sequence[RankEnd], codes: Sequence[int]) -> NodeOutcome:
-    """Names the rank that spoke; else the first that was not killed by us as a follow-up."""
+    """Names the rank that failed first: the others fail because it has left them."""
     failed = [(i, e) for i, (e, c) in enumerate(zip(ends, codes, strict=True)) if c == CRASH]
-    rank, end = next(((i, e) for i, e in failed if e.message), failed[0])
+    rank, end = min(failed, key=lambda pair: pair[1].at)
     words = end.message or f"ended with {_status_text(end.status)}"
     return NodeOutcome(CRASH, end.reason or "crash", f"rank {rank}: {words}")
 

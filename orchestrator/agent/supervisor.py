@@ -225,6 +225,7 @@ class Supervisor:
             self._on_notice(str(message.get("signal")), self._spec.grace_s, rank.local_rank)
         elif kind == "ending":
             rank.ending = message
+            rank.ended_at = rank.ended_at or self._clock.monotonic()
         elif kind in ("event", "phase", "progress") and self._helper is not None:
             self._helper.send(kind, {**message, "rank": rank.local_rank})
 
@@ -247,6 +248,7 @@ class Supervisor:
         if child is self._helper:
             self._on_helper_end(child)
             return
+        child.ended_at = child.ended_at or self._clock.monotonic()
         code = child.ending["code"] if child.ending else child.status
         if normalize(int(code or 0)) != ExitCode.DONE and self._first_failure is None:
             self._first_failure = self._clock.monotonic()
@@ -345,6 +347,7 @@ def _rank_end(rank: Child) -> RankEnd:
         code=code if isinstance(code, int) else None,
         reason=str(words.get("reason", "")),
         message=str(words.get("message", "")),
+        at=rank.ended_at or 0.0,
     )
 
 

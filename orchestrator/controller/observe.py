@@ -18,9 +18,6 @@ from orchestrator.helper.history import read_summary
 from orchestrator.storage import attempts
 from orchestrator.storage.runlog import LogView, RunLog
 
-RECENT = 12
-"""Attempts that are looked at; the budgets reach no further back."""
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -41,15 +38,18 @@ def observe(run: Run) -> Seen:
     phase = backend_phase(run, backend_id)
     view = RunLog(run.storage, run.clock).read()
     summary = read_summary(run.storage)
+    budgets = policy(run, newest.spec.resolved if newest else layout.RESOLVED)
+    claims = _claims_since_resume(run, submissions)
     facts = RunFacts(
-        attempts=_attempts(run, view, phase, submissions),
+        attempts=_attempts(run, view, phase, claims[-_recent(budgets) :], newest),
         newest_submission=newest.number if newest else 0,
+        unclaimed=_unclaimed(submissions, claims),
         submitted_at=parse_iso(newest.time) if newest and newest.time else None,
         backend=phase,
         requeues_itself=run.backend.capabilities.requeues_itself,
         done=view.is_done(),
         tombstone=attempts.has_tombstone(run.storage),
-        policy=policy(run, newest.spec.resolved if newest else layout.RESOLVED),
+        policy=budgets,
         save_seconds=summary.save_seconds if summary else None,
     )
     return Seen(facts, newest, backend_id, summary, view)
@@ -77,18 +77,42 @@ def policy(run: Run, resolved: str) -> Policy:
     )
 
 
+def _claims_since_resume(run: Run, submissions: list[SubmissionRecord]) -> list[ClaimRecord]:
+    """A person who says `resume` forgives what was spent of the budgets before."""
+    since = _resumed_at(submissions)
+    return [c for c in attempts.read_claims(run.storage) if c.submission >= since]
+
+
+def _resumed_at(submissions: list[SubmissionRecord]) -> int:
+    return max((s.number for s in submissions if s.reason == "resume"), default=0)
+
+
+def _unclaimed(submissions: list[SubmissionRecord], claims: list[ClaimRecord]) -> int:
+    """Newest submissions in a row without an attempt, since a person last said `resume`."""
+    claimed = max((c.submission for c in claims), default=0)
+    since = max(claimed + 1, _resumed_at(submissions))
+    return sum(1 for s in submissions if s.number >= since)
+
+
+def _recent(budgets: Policy) -> int:
+    """Attempts to look at: no budget reaches further back.
+
+    Of attempts without a commit, at most those before the first `max_attempts_without_commit`
+    can be preemptions (the next one holds the run); all later ones spend the other budget.
+    """
+    return budgets.max_attempts_without_commit + budgets.max_failures_without_progress
+
+
 def _attempts(
-    run: Run, view: LogView, phase: BackendPhase, submissions: list[SubmissionRecord]
+    run: Run,
+    view: LogView,
+    phase: BackendPhase,
+    claims: list[ClaimRecord],
+    newest: SubmissionRecord | None,
 ) -> tuple[AttemptFacts, ...]:
-    """The recent attempts since a person last said `resume`: older budgets are forgiven."""
-    since = max((s.number for s in submissions if s.reason == "resume"), default=0)
-    claims = attempts.read_claims(run.storage)
-    chosen = [c for c in claims if c.submission >= since][-RECENT:]
-    newest = claims[-1].attempt if claims else 0
-    newest_submission = submissions[-1].number if submissions else 0
     found = []
-    for claim in chosen:
-        current = claim.attempt == newest and claim.submission == newest_submission
+    for claim in claims:
+        current = claim is claims[-1] and newest is not None and claim.submission == newest.number
         living = current and phase in ("pending", "running", "unknown")
         found.append(_attempt(run, view, claim, living=living))
     return tuple(found)

@@ -64,4 +64,4 @@ class RunFacts:
 
     @property
     def preemptions(self) -> int:
-        return sum(1 for a in self.attempts if a.verdict and a.verdict.code in (75, 76))
+        return sum(1 for a in self.attempts if a.verdict and a.verdict.preempted)

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from orchestrator.contract.codes import CRASH, ExitCode
 from orchestrator.contract.records import LogRecord, SlotRecord, StopRecord, VerdictRecord
 
+PREEMPTED = "preempted"
+CANCELLED = "cancelled"
+CANCEL = "cancel"
+"""The notice of a cancel, beside the names of signals."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -16,6 +21,11 @@ class Verdict:
     code: int
     reason: str
     message: str = ""
+
+    @property
+    def preempted(self) -> bool:
+        """True if capacity was taken away; a cancel is served alike, but is none."""
+        return self.code in (75, 76) and self.reason == PREEMPTED
 
 
 def attempt_verdict(
@@ -34,12 +44,12 @@ def attempt_verdict(
     if any(r.kind == "done" and r.attempt == attempt for r in records):
         return Verdict(ExitCode.DONE, "done")
     if _committed_at_notice(attempt, records):
-        return Verdict(ExitCode.PREEMPTED, "preempted", _notice_text(stops, verdicts))
+        return _served(ExitCode.PREEMPTED, stops, verdicts)
     fence = max((r.attempt for r in records if r.kind == "fence"), default=0)
     if fence > attempt and any(v.code == ExitCode.NOT_OWNER for v in verdicts):
         return Verdict(ExitCode.NOT_OWNER, "fenced", f"replaced by attempt {fence}")
     if stops or any(v.notice for v in verdicts):
-        return Verdict(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", _notice_text(stops, verdicts))
+        return _served(ExitCode.PREEMPTED_NOTHING_NEW, stops, verdicts)
     return _without_notice(slots, verdicts)
 
 
@@ -65,6 +75,8 @@ def _without_notice(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecor
     return Verdict(CRASH, "no-done", "the processes ended without finishing the run")
 
 
-def _notice_text(stops: Sequence[StopRecord], verdicts: Sequence[VerdictRecord]) -> str:
-    reasons = {s.reason for s in stops} | {v.notice for v in verdicts if v.notice}
-    return ", ".join(sorted(reasons))
+def _served(
+    code: ExitCode, stops: Sequence[StopRecord], verdicts: Sequence[VerdictRecord]
+) -> Verdict:
+    notices = {s.reason for s in stops} | {v.notice for v in verdicts if v.notice}
+    return Verdict(code, CANCELLED if CANCEL in notices else PREEMPTED, ", ".join(sorted(notices)))

@@ -60,6 +60,17 @@ class Claimer:
             raise NotOwner("the run was finished while this attempt was claimed")
         return Claimed(record, self._take_slot(record.attempt))
 
+    def rejoin(self) -> Claimed:
+        """What this agent holds already, for a restarted helper: cancelled or done since, it is
+        still its own to end. Raises NotOwner if it has been replaced, or held nothing.
+        """
+        for claim in reversed(attempts.read_claims(self._storage)):
+            for slot in attempts.read_slots(self._storage, claim.attempt):
+                if slot.token == self._token:
+                    self._refuse_replaced(claim)
+                    return Claimed(claim, slot)
+        raise NotOwner("this agent holds no slot of any attempt")
+
     def _claim_attempt(self, job: ResolvedJob) -> ClaimRecord:
         while True:
             view = self._log.read()
@@ -144,10 +155,14 @@ class Claimer:
             self._log.append("fence", claim.attempt, token=f"fence-{claim.token}")
             return
         deadline = self._clock.monotonic() + self._spec.node_lost_s
-        while (fence := self._log.read().fence()) < claim.attempt:
+        while self._log.read().fence() < claim.attempt:
             if self._clock.monotonic() > deadline:
                 raise StorageError(f"attempt {claim.attempt} was claimed but never fenced")
             self._clock.sleep(POLL_S)
+        self._refuse_replaced(claim)
+
+    def _refuse_replaced(self, claim: ClaimRecord) -> None:
+        fence = self._log.read().fence()
         if fence > claim.attempt:
             raise NotOwner(f"attempt {claim.attempt} has been replaced by attempt {fence}")
 

@@ -61,7 +61,7 @@ def _preempted(storage: Storage, view: LogView, attempt: int) -> bool:
         attempts.read_stops(storage, attempt),
         attempts.read_verdicts(storage, attempt),
     )
-    return verdict.code in (75, 76)
+    return verdict.preempted
 
 
 def lost_steps(storage: Storage, attempt: int, start_step: int) -> int:

@@ -17,7 +17,7 @@ from orchestrator.contract.records import SubmissionRecord, VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.wire import LineBuffer, Message, encode
-from orchestrator.domain.verdict import attempt_verdict
+from orchestrator.domain.verdict import CANCEL, attempt_verdict
 from orchestrator.errors import (
     CheckpointError,
     ContractRefused,
@@ -71,7 +71,7 @@ class Session:
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
         try:
             job = self._read_job()
-            self._claimed = self._claimer.claim(job)
+            self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
             self._open(job)
             if not rejoin:
                 self._assign(job)
@@ -309,7 +309,7 @@ class Session:
             reason=str(fields["reason"]),
             message=str(fields.get("message") or ""),
             rank_codes=tuple(fields.get("rank_codes") or ()),
-            notice=fields.get("notice"),
+            notice=self._notice(fields.get("notice")),
             notice_to_exit_s=fields.get("notice_to_exit_s"),
             time=iso(self._clock.now()),
         )
@@ -326,6 +326,15 @@ class Session:
             attempts.write_verdict(self._storage, record)
         except (StorageError, CheckpointError) as fault:
             self._event("warning", {"message": f"verdict not stored: {fault.message}"})
+
+    def _notice(self, signal: str | None) -> str | None:
+        """A cancel reaches the agent as a signal like any other: the tombstone tells them apart."""
+        if signal is None:
+            return None
+        try:
+            return CANCEL if attempts.has_tombstone(self._storage) else signal
+        except StorageError:
+            return signal
 
     def _close(self) -> None:
         if self._summary is not None:

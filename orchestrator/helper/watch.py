@@ -9,6 +9,7 @@ from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import StopRecord
+from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import StorageError
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound, Storage
@@ -80,7 +81,7 @@ class Watcher:
                 yield StopWanted(record.reason, record.seconds_left)
         if not self._cancelled and attempts.has_tombstone(self._storage):
             self._cancelled = True
-            yield StopWanted("cancel", self._grace_s)
+            yield StopWanted(CANCEL, self._grace_s)
         if self._nodes > 1:
             yield from self._peer_news(now)
 

@@ -99,14 +99,17 @@ class LocalBackend:
         spec_file = folder / "spec.json"
         spec_file.write_bytes(pretty(to_json(spec)))
         executor = AgentExecutor(folder, argv=self._argv(spec, spec_file), log=folder / "agent.log")
-        process = executor.start()
+        try:
+            process = executor.start()
+        except OSError as fault:
+            raise UserError(
+                f"{spec.python} cannot be started: {fault.strerror}",
+                hint="`python:` in job.yaml names the interpreter of the run",
+            ) from None
         self._children.append(process)
-        identifier = process_id(process.pid)
+        identifier = process_id(process.pid, ended=True)
         if identifier is None:
-            raise InternalError(
-                f"the agent ended at once; its output: {folder / 'agent.log'}",
-                hint=f"is {spec.python} an interpreter with qvl-orchestrate installed?",
-            )
+            raise InternalError(f"the agent (pid {process.pid}) was reaped by somebody else")
         _write_whole(folder / "id", identifier)
         return identifier
 

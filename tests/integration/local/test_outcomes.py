@@ -19,13 +19,25 @@ def test_three_failures_without_progress_end_the_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = bench.submit(crash_at="7:1")
+    run.hurry()
     end = run.drive()
     assert (end.state, end.row["attempt"]) == ("FAILED", 4)
     assert "3 failures without a new checkpoint" in end.row["message"]
+    assert "rank 1: RuntimeError: crash (asked for)" in end.row["message"]
     with pytest.raises(UserError):
         resume(run.run, ref="latest", job=None) and resume(run.run)
     again = run.drive()
     assert again.state == "FAILED"
+
+
+def test_an_interpreter_that_never_starts_is_held_in_the_end(bench: Bench) -> None:
+    run = bench.submit(replace(bench.job(), python="/bin/false"))
+    run.hurry()
+    end = run.drive()
+    assert (end.state, end.row["reason"], end.row["attempt"]) == ("HELD", "never-starts", 0)
+    assert "10 submissions in a row" in end.row["message"]
+    resume(run.run)
+    assert run.look().state != "HELD", "a person's resume gives it ten more tries"
 
 
 def test_out_of_memory_shrinks_the_micro_batch_with_the_same_samples(bench: Bench) -> None:

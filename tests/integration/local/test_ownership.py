@@ -152,6 +152,20 @@ def test_a_dead_helper_is_replaced_and_the_attempt_goes_on(bench: Bench) -> None
     assert [e for e in run.events("warning") if "restarted" in e["data"]["message"]]
 
 
+def test_a_helper_that_dies_after_the_cancel_still_ends_its_attempt(bench: Bench) -> None:
+    run = bench.submit(step_s=0.05, save_s=1.0)
+    run.until_step(4)
+    helpers = [
+        p for p in run.tree() if b"orchestrator.helper" in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
+    cancel(run.run)
+    kill(helpers)
+    end = run.drive()
+    assert (end.state, end.row["preemptions"]) == ("CANCELLED", 0)
+    verdicts = attempts.read_verdicts(run.storage, 1)
+    assert [(v.code, v.notice) for v in verdicts] == [(75, "cancel")]
+
+
 def test_a_cancel_stays_cancelled(bench: Bench) -> None:
     run = bench.submit(step_s=0.05)
     run.until_step(3)

@@ -227,7 +227,14 @@ def test_submissions_that_no_agent_ever_claims_are_held() -> None:
 
 
 def test_preemptions_are_counted() -> None:
-    facts = gone(attempt(1, 75), attempt(2, 76), attempt(3, 77), attempt(4, 79), CRASHED)
+    facts = gone(
+        attempt(1, 75, "preempted"),
+        attempt(2, 76, "preempted"),
+        attempt(3, 77, "oom"),
+        attempt(4, 79, "fenced"),
+        attempt(5, 75, "cancelled"),
+        CRASHED,
+    )
     assert facts.preemptions == 2
 
 
