@@ -22,7 +22,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from trainer.commit import PartWriter
+from trainer.parts import FileWriter
 
 _ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 _QUANT_STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
@@ -45,10 +45,10 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
         self.name = "qvl"
         self.loaded_names: frozenset[str] = frozenset()
         """Model tensors of the last load."""
-        self._writer: PartWriter | None = None
+        self._writer: FileWriter | None = None
         self._folder = Path()
 
-    def aim(self, writer: PartWriter, folder: Path) -> None:
+    def aim(self, writer: FileWriter, folder: Path) -> None:
         """Send what DeepSpeed saves below `folder` to `writer`."""
         self._writer, self._folder = writer, folder
 
@@ -77,8 +77,13 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
         return True
 
 
-def write_tensors(writer: PartWriter, path: str, value: Callable[[], object]) -> None:
-    """Stream what `value` gives as a file that torch.load reads."""
+def write_tensors(writer: FileWriter, path: str, value: Callable[[], object]) -> None:
+    """Stream what `value` gives as a file that torch.load reads.
+
+    Without torch's own CRC-32, which costs more than the disk and nobody compares: every file
+    is hashed by whoever stores it.
+    """
+    torch.serialization.set_crc32_options(compute_crc32=False)
     writer.write(path, lambda sink: torch.save(value(), cast(IO[bytes], sink)))
 
 
@@ -89,7 +94,7 @@ def install(engine: Any) -> StreamingEngine:
     return engine.checkpoint_engine  # type: ignore[no-any-return]
 
 
-def save(engine: Any, writer: PartWriter, scratch: Path) -> None:
+def save(engine: Any, writer: FileWriter, scratch: Path) -> None:
     """Write this rank's DeepSpeed files. Collective; errors are kept in `writer`.
 
     scratch: local folder of this rank alone, usually never created; what DeepSpeed puts
@@ -113,7 +118,7 @@ def load(engine: Any, directory: str) -> frozenset[str]:
 
 def state_digest(engine: Any) -> str:
     """`blake3:<hex>` of this rank's optimizer state and fp32 master weights."""
-    content = blake3()
+    content = blake3(max_threads=blake3.AUTO)
     for path, value in _leaves(engine.optimizer.state_dict(), ""):
         content.update(f"{path}\0".encode())
         if isinstance(value, torch.Tensor):

@@ -30,12 +30,16 @@ from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, StorageError, UserError
 from orchestrator.storage.hashing import hash_bytes, sha256
 from orchestrator.storage.opening import open_storage
+from orchestrator.storage.tiers import local_tier
 from trainer import sampler
-from trainer.commit import Committed, Committer, Digests, Failed, Head
+from trainer.assemble import Assembler
+from trainer.background import Background
+from trainer.commit import Committer
 from trainer.group import Group, Solo
 from trainer.ledger import Ledger
 from trainer.metrics import MetricsLog
 from trainer.outcome import Ending
+from trainer.parts import Committed, Digests, Failed, FileWriter, Head
 from trainer.rank import Rank, run
 from trainer.tcpgroup import TcpGroup
 from trainer.votes import Votes
@@ -81,7 +85,7 @@ class FakeWork:
         self._closers: list[Callable[[], object]] = []
 
     def prepare(self, rank: Rank) -> None:
-        time.sleep(_seconds("LOAD"))
+        time.sleep(seconds("LOAD"))
         rank.phase("imports")
 
     def train(self, rank: Rank, assignment: Assignment) -> Ending:
@@ -113,18 +117,30 @@ class _FakeTraining:
             self._storage, assignment.attempt, self._number, lambda t: rank.warn("metrics", t)
         )
         closers.insert(0, self._metrics.close)
-        self._votes = Votes(self._group, rank.board, assignment.job.checkpoint)
-        self._committer = Committer(self._storage, self._group, assignment)
+        self._background = Background(assignment, self._number, module="trainer.fakesaver")
+        closers.insert(0, self._background.close)
+        votes = Votes(self._group, rank.board, assignment.job.checkpoint, self._background)
+        self._committer = Committer(
+            self._storage,
+            self._group,
+            assignment.attempt,
+            Assembler(self._storage, assignment),
+            local_tier(assignment.job.checkpoint, assignment.run_id),
+        )
         self._step, self._state, manifest = self._start()
         self._pending_eval = manifest is not None and manifest.pending_eval
         self._ledger = Ledger(
             rank,
             self._group,
-            self._votes,
+            votes,
             self._committer,
-            self._write,
-            assignment.start,
-            manifest,
+            self._background,
+            write=self._write,
+            stage=self._stage,
+            salvage=self._salvage,
+            save_seconds=assignment.save_seconds,
+            start=assignment.start,
+            manifest=manifest,
         )
 
     def run(self) -> NoReturn:
@@ -151,7 +167,7 @@ class _FakeTraining:
         )
         block = sampler.rank_block(indices, self._number, self._plan.world_size)
         batches = sampler.micro_batches(block, self._plan.micro)
-        if self._votes.cast().stop:
+        if self._ledger.vote().stop:
             self._ledger.stop(self._step, micro=0)
         if self._step == self._job.start.step:
             self._rank.phase("training")
@@ -159,9 +175,9 @@ class _FakeTraining:
         losses = []
         for count, batch in enumerate(batches, 1):
             self._misfortune(self._step + 1)
-            time.sleep(_seconds("STEP") / len(batches))
+            time.sleep(seconds("STEP") / len(batches))
             losses.append([self._state.loss(sample) for sample in batch])
-            if count < len(batches) and self._votes.cast().stop:
+            if count < len(batches) and self._ledger.vote().stop:
                 self._state = window
                 self._ledger.stop(self._step, micro=count)
         self._finish_step(block, losses)
@@ -187,25 +203,25 @@ class _FakeTraining:
         )
         if self._number == 0:
             self._rank.progress(
-                self._step, self._total, loss, learning_rate=rate, step_seconds=_seconds("STEP")
+                self._step, self._total, loss, learning_rate=rate, step_seconds=seconds("STEP")
             )
 
     def _boundary(self) -> None:
         every = int(self._job.job.training.get("eval_steps", 0))
         asked = every > 0 and self._job.job.data.eval is not None
         evaluate = asked and (self._step % every == 0 or self._step == self._total)
-        vote = self._votes.cast(self._step)
+        vote = self._ledger.vote(self._step)
         if vote.stop:
             self._ledger.stop(self._step, pending_eval=evaluate)
         if vote.save_due and self._step < self._total:
-            self._ledger.save(self._step, "interval", pending_eval=evaluate)
+            self._ledger.begin_save(self._step, pending_eval=evaluate)
         if evaluate:
             self._evaluate()
 
     def _evaluate(self) -> None:
         self._rank.phase("evaluating")
         for _ in range(_EVAL_BATCHES):
-            if self._votes.cast().stop:
+            if self._ledger.vote().stop:
                 self._ledger.tell("eval_interrupted", step=self._step)
                 self._ledger.stop(self._step, pending_eval=True)
             self._evaluate_batch()
@@ -214,12 +230,29 @@ class _FakeTraining:
         self._rank.phase("training")
 
     def _evaluate_batch(self) -> None:
-        time.sleep(_seconds("EVAL"))
+        time.sleep(seconds("EVAL"))
 
     def _write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
         writer = self._committer.begin(step)
         self._metrics.flush()
-        time.sleep(_seconds("SAVE"))
+        time.sleep(seconds("SAVE"))
+        digests, head = self._capture(writer, step, trigger, pending_eval)
+        return self._committer.commit(writer, digests, head)
+
+    def _stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
+        writer = self._background.stage()
+        digests, head = self._capture(writer, step, trigger, pending_eval)
+        self._background.submit(writer, digests, head)
+        self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
+
+    def _salvage(self, step: int) -> int:
+        adapter = canonical({"weight": self._state.weight})
+        self._committer.salvage(step, {"adapter_model.safetensors": adapter})
+        return len(adapter)
+
+    def _capture(
+        self, writer: FileWriter, step: int, trigger: Trigger, pending_eval: bool
+    ) -> tuple[Digests, Head]:
         adapter = canonical({"weight": self._state.weight})
         head = Head(
             step=step,
@@ -238,8 +271,7 @@ class _FakeTraining:
             writer.put("trainer_state.json", pretty({"global_step": step}))
         state = self._state.to_json()
         writer.put(f"rank_{self._number}.json", pretty(state))
-        digests = Digests(state=digest(state["weight"]), rng=digest(state["draws"]))
-        return self._committer.commit(writer, digests, head)
+        return Digests(state=digest(state["weight"]), rng=digest(state["draws"])), head
 
     def _start(self) -> tuple[int, FakeState, CheckpointManifest | None]:
         start, fresh = self._job.start, FakeState(self._seed, self._fresh_draws())
@@ -247,10 +279,10 @@ class _FakeTraining:
             return 0, fresh, None
         folder = Path(start.directory)
         try:
-            manifest = from_json(CheckpointManifest, loads((folder / layout.MANIFEST).read_bytes()))
             if start.kind == "weights":
                 adapter = loads((folder / "adapter_model.safetensors").read_bytes())
                 return 0, FakeState(adapter["weight"], fresh.draws), None
+            manifest = from_json(CheckpointManifest, loads((folder / layout.MANIFEST).read_bytes()))
             value = loads((folder / f"rank_{self._number}.json").read_bytes())
         except (OSError, ValueError) as fault:
             raise ContractRefused(f"the checkpoint cannot be read: {fault}") from None
@@ -299,7 +331,7 @@ def _count_samples(assignment: Assignment) -> int:
         raise UserError(f"data.train: {file}: {fault}") from None
 
 
-def _seconds(name: str) -> float:
+def seconds(name: str) -> float:
     return float(os.environ.get(f"QVL_FAKE_{name}_S", "0"))
 
 

@@ -7,27 +7,45 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from orchestrator.contract.codes import ExitCode
+from orchestrator.contract.jsonio import Json
 from orchestrator.contract.manifest import CheckpointManifest, Trigger
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import StorageError
-from trainer.commit import Committed, Committer, Failed
+from trainer.background import Background
+from trainer.commit import Committer
 from trainer.group import Group
 from trainer.outcome import Ending, Leave, preempted
+from trainer.parts import Committed, Failed
 from trainer.rank import Rank
-from trainer.votes import Votes
+from trainer.votes import Vote, Votes
 
 SAVE_TRIES = 2
 """How often a save is tried that is not repeated by itself: at a notice and at the end."""
+JOIN_SHARE = 0.5
+"""Part of the seconds left that a save already on its way may take before it is begun anew."""
+JOIN_S = 120.0
+MARGIN = 1.5
+"""A save may take so much longer than the last one."""
+UNKNOWN_S = 5.0
+"""With less time left than this, a first save is not relied upon."""
+TURN_S = 0.2
+"""How often the ranks look up while they wait for the save before."""
 
 Write = Callable[[int, Trigger, bool], Committed | Failed]
 """Writes and commits a step: (step, trigger, an evaluation is pending). Collective."""
+Salvage = Callable[[int], int]
+"""Stores the adapter of a step alone; returns its bytes. Raises StorageError. Rank 0 only."""
+Stage = Callable[[int, Trigger, bool], None]
+"""Hands the present state to the saver process. Every rank at the same place."""
 
 
 class Ledger:
     """Every method is called by all ranks at the same place.
 
-    write: saves the present state
+    write, stage: save the present state, waiting for it or beside training
+    salvage: stores the adapter alone
     manifest: of the checkpoint that the attempt began with
+    save_seconds: what the last save took, in whatever attempt
     """
 
     def __init__(
@@ -36,15 +54,24 @@ class Ledger:
         group: Group,
         votes: Votes,
         committer: Committer,
+        background: Background,
+        *,
         write: Write,
+        stage: Stage,
+        salvage: Salvage,
         start: StartPoint,
         manifest: CheckpointManifest | None,
+        save_seconds: float | None,
     ) -> None:
         self._rank = rank
         self._group = group
         self._votes = votes
         self._committer = committer
+        self._background = background
         self._write = write
+        self._stage = stage
+        self._salvage = salvage
+        self._save_seconds = save_seconds
         self._late_commit = False
         self._stands: Committed | None = None
         if manifest is not None:
@@ -52,8 +79,37 @@ class Ledger:
                 step=manifest.step, seq=start.commit_seq, adapter_sha256=manifest.adapter_sha256
             )
 
+    def vote(self, step: int | None = None) -> Vote:
+        """All ranks vote (see Votes.cast), and learn what became of a save beside training.
+
+        Raises as Committer.commit what must end the attempt.
+        """
+        vote = self._votes.cast(step)
+        if vote.news:
+            self._learn()
+        elif not (self._background.alive or self._background.busy):
+            self._rank.warn("saver", "the saver process has died and was started again")
+            self._background.renew()
+        return vote
+
+    def begin_save(self, step: int, *, pending_eval: bool = False) -> None:
+        """Save `step` beside training; votes tell what becomes of it.
+
+        Waits for an earlier save that is still in hand: what a kill may cost stays below two
+        intervals, however slow the storage is.
+        """
+        started = time.monotonic()
+        while self._learn() is not None:
+            self._background.wait(("ended",) if self._group.rank == 0 else ("written",), TURN_S)
+            if self._votes.cast().stop:
+                self.stop(step, pending_eval=pending_eval)
+        self._stage(step, "interval", pending_eval)
+        self._votes.saved()
+        stall = round(time.monotonic() - started, 4)
+        self.tell("save_started", step=step, trigger="interval", stall_s=stall)
+
     def save(self, step: int, trigger: Trigger, *, pending_eval: bool = False) -> bool:
-        """Commit `step`; False if that failed, and training may go on.
+        """Commit `step` now; False if that failed.
 
         Raises as Committer.commit what must end the attempt.
         """
@@ -62,24 +118,7 @@ class Ledger:
         if not isinstance(outcome, Committed):
             self.tell("save_started", step=step, trigger=trigger)
             outcome = self._write(step, trigger, pending_eval)
-        if isinstance(outcome, Failed):
-            self.tell("save_failed", step=step, trigger=trigger, message=outcome.message)
-            return False
-        self._stands = outcome
-        self._votes.saved()
-        board = self._rank.board
-        self._late_commit |= board.raised
-        self.tell(
-            "committed",
-            step=step,
-            trigger=trigger,
-            commit_seq=outcome.seq,
-            seconds=round(time.monotonic() - started, 4),
-            size_bytes=outcome.size_bytes,
-            adapter_sha256=outcome.adapter_sha256,
-            seconds_since_notice=round(board.seconds_since(), 4) if board.raised else None,
-        )
-        return True
+        return self._took(outcome, step, trigger, time.monotonic() - started)
 
     def stop(self, step: int, *, micro: int | None = None, pending_eval: bool = False) -> NoReturn:
         """Serve an agreed stop: commit `step` unless it stands, and leave.
@@ -89,11 +128,13 @@ class Ledger:
         self._rank.phase("stopping")
         since = round(self._rank.board.seconds_since(), 4)
         self.tell("stop_agreed", step=step, micro_batch=micro, seconds_since_notice=since)
+        self._settle(step)
         if step == 0 or (self._stands is not None and self._stands.step == step):
             self.tell("save_skipped", step=step)
-            # An interval save may have been committed after the notice and before this vote.
+            # A periodic save may have been committed after the notice and before this.
             late = bool(self._group.maximum([int(self._late_commit)])[0])
             raise preempted(committed=late, message=f"step {step} needed no saving")
+        self._salvage_if_late(step)
         for _ in range(SAVE_TRIES):
             if self.save(step, "notice", pending_eval=pending_eval):
                 raise preempted(committed=True, message=f"committed step {step}")
@@ -101,6 +142,7 @@ class Ledger:
 
     def finish(self, step: int) -> NoReturn:
         """The last step is done: commit it unless it stands, mark the run done, leave."""
+        self._settle(step)
         tries = 0
         while (last := self._stands) is None or last.step != step or last.seq is None:
             if tries == SAVE_TRIES:
@@ -115,3 +157,91 @@ class Ledger:
         """Report an event once for all ranks."""
         if self._group.rank == 0:
             self._rank.event(kind, **data)
+
+    def _salvage_if_late(self, step: int) -> None:
+        """Store the adapter first where the whole state may not be durable before the kill."""
+        needs, left = self._save_seconds, self._rank.board.seconds_left()
+        late = left < UNKNOWN_S if needs is None else left < MARGIN * needs
+        if self._group.rank != 0 or not late:
+            return
+        started = time.monotonic()
+        try:
+            size = self._salvage(step)
+        except StorageError as fault:
+            self.tell("warning", message=f"the adapter could not be salvaged: {fault.message}")
+            return
+        self.tell(
+            "salvaged",
+            step=step,
+            size_bytes=size,
+            seconds=round(time.monotonic() - started, 4),
+            needs_s=needs,
+            left_s=round(left, 2),
+        )
+
+    # --- saves beside training
+
+    def _settle(self, step: int) -> None:
+        """Leave nothing in hand: join the save of this very step, give up that of an older one."""
+        in_hand = self._learn()
+        if in_hand is None:
+            return
+        if in_hand == step:
+            self._join()
+            in_hand = self._learn()
+        if in_hand is not None:
+            self._background.give_up()
+            self._committer.doubt(in_hand)
+            self.tell("save_superseded", step=in_hand)
+
+    def _join(self) -> None:
+        limit = min(JOIN_S, JOIN_SHARE * self._rank.board.seconds_left())
+        end = time.monotonic() + limit
+        self._background.wait(("written", "ended"), limit)
+        reports = self._group.gather(self._background.report())
+        if self._group.rank == 0 and all(r["phase"] in ("written", "ended") for r in reports):
+            self._background.wait(("ended",), end - time.monotonic())
+
+    def _learn(self) -> int | None:
+        """Compare what the ranks know; the step of a save that is still under way."""
+        reports: list[Json] = self._group.gather(self._background.report())
+        steps = [r["step"] for r in reports if r["step"] is not None]
+        if not steps:
+            return None
+        step = max(steps)
+        first = reports[0]
+        failed = [f"rank {i}: {r['message']}" for i, r in enumerate(reports) if r["message"]]
+        if first["phase"] == "ended":
+            outcome = self._committer.learn(first["reply"])
+        elif failed:
+            self._background.renew()
+            self._committer.doubt(step)
+            outcome = self._committer.settled(step)
+        else:
+            return int(step)
+        self._background.clear()
+        self._took(outcome or Failed("; ".join(failed)), step, "interval", first["seconds"])
+        return None
+
+    def _took(
+        self, outcome: Committed | Failed, step: int, trigger: Trigger, seconds: float
+    ) -> bool:
+        if isinstance(outcome, Failed):
+            self.tell("save_failed", step=step, trigger=trigger, message=outcome.message)
+            return False
+        self._stands = outcome
+        self._save_seconds = seconds
+        self._votes.saved()
+        board = self._rank.board
+        self._late_commit |= board.raised
+        self.tell(
+            "committed",
+            step=step,
+            trigger=trigger,
+            commit_seq=outcome.seq,
+            seconds=round(seconds, 4),
+            size_bytes=outcome.size_bytes,
+            adapter_sha256=outcome.adapter_sha256,
+            seconds_since_notice=round(board.seconds_since(), 4) if board.raised else None,
+        )
+        return True

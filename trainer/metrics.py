@@ -29,7 +29,9 @@ class MetricsLog:
         self._warn = warn
         self._waiting: deque[StepMetrics] = deque()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._then: deque[Callable[[], None]] = deque()
+        self._closed = False
         threading.Thread(target=self._run, name="qvl-metrics", daemon=True).start()
 
     def add(self, line: StepMetrics) -> None:
@@ -50,11 +52,22 @@ class MetricsLog:
         finally:
             self._lock.release()
 
+    def flush_soon(self, then: Callable[[], None]) -> None:
+        """Have the background thread flush now, and call `then` when that is done or has failed."""
+        self._then.append(then)
+        self._wake.set()
+
     def close(self) -> None:
         """Write what is left and end the thread."""
-        self._stop.set()
+        self._closed = True
+        self._wake.set()
         self.flush()
 
     def _run(self) -> None:
-        while not self._stop.wait(FLUSH_EVERY_S):
+        while not self._closed:
+            self._wake.wait(FLUSH_EVERY_S)
+            self._wake.clear()
+            waiting = [self._then.popleft() for _ in range(len(self._then))]
             self.flush()
+            for then in waiting:
+                then()

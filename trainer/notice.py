@@ -6,6 +6,7 @@ is stuck in C (an import, a collective) does not delay them.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -55,6 +56,12 @@ class NoticeBoard:
     def seconds_since(self) -> float:
         """Seconds since the first notice; 0 if there is none."""
         return 0.0 if self._notice is None else time.monotonic() - self._notice.seen
+
+    def seconds_left(self) -> float:
+        """Seconds until the process is killed; infinite where that is not known."""
+        if self._notice is None or self._notice.deadline is None:
+            return math.inf
+        return self._notice.deadline - time.monotonic()
 
     def wait(self, seconds: float) -> bool:
         """True once there is a notice; waits at most `seconds`."""

@@ -45,6 +45,7 @@ def load_engine(
 
     schedule_may_differ: the user allowed a change that may bend the learning rate's curve
     """
+    rates = list(trainer.lr_scheduler.base_lrs)
     names = engine.load(trainer.deepspeed, directory)
     trainer._load_optimizer_and_scheduler(directory)
     trainer._load_scaler(directory)
@@ -52,10 +53,13 @@ def load_engine(
     _same("trainable weights", trainable_digest(trainer.model), manifest.adapter_digest)
     if rank >= len(manifest.rank_digests):
         raise ContractRefused(f"the checkpoint has no state of rank {rank}")
+    # The rate is part of the optimizer's state too: named first, it gets its own words.
+    _same("learning rate", _rate(trainer).hex(), manifest.learning_rate_hex)
     state = engine.state_digest(trainer.deepspeed)
     _same(f"optimizer state of rank {rank}", state, manifest.rank_digests[rank])
-    _same("learning rate", _rate(trainer).hex(), manifest.learning_rate_hex)
-    if not schedule_may_differ:
+    if schedule_may_differ:
+        _use_rates(trainer, rates)
+    else:
         _check_schedule(trainer, manifest)
 
 
@@ -103,6 +107,22 @@ def _check_names(model: Any, loaded: frozenset[str]) -> None:
 def _rate(trainer: Any) -> float:
     """What the optimizer will use at its next step."""
     return float(trainer.optimizer.param_groups[0]["lr"])
+
+
+def _use_rates(trainer: Any, rates: list[Any]) -> None:
+    """Go on with the learning rates of the job, where a scheduler would bring back the old ones."""
+    scheduler = trainer.lr_scheduler
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        return
+    scheduler.base_lrs = rates
+    now = [
+        rate * shape(scheduler.last_epoch)
+        for rate, shape in zip(rates, scheduler.lr_lambdas, strict=True)
+    ]
+    scheduler._last_lr = now
+    for optimizer in (trainer.optimizer, scheduler.optimizer):
+        for group, rate, first in zip(optimizer.param_groups, now, rates, strict=True):
+            group["lr"], group["initial_lr"] = rate, first
 
 
 def _check_schedule(trainer: Any, manifest: CheckpointManifest) -> None:

@@ -14,13 +14,16 @@ from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import Trigger
 from orchestrator.storage.hashing import sha256
 from trainer import engine, rng
+from trainer.background import Background
 from trainer.base import BaseWatch
-from trainer.commit import Committed, Committer, Digests, Failed, Head, PartWriter
+from trainer.commit import Committer
 from trainer.metrics import MetricsLog
 from trainer.modeling import trainable_digest
+from trainer.parts import Committed, Digests, Failed, FileWriter, Head
 from trainer.window import LossState
 
 ADAPTER = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 def loss_file(rank: int) -> str:
@@ -35,6 +38,7 @@ class Saver:
         self,
         trainer: Any,
         committer: Committer,
+        background: Background,
         base: BaseWatch,
         metrics: MetricsLog,
         *,
@@ -44,6 +48,7 @@ class Saver:
     ) -> None:
         self._trainer = trainer
         self._committer = committer
+        self._background = background
         self._base = base
         self._metrics = metrics
         self._scratch = scratch
@@ -55,6 +60,26 @@ class Saver:
         """Save and commit. Raises as Committer.commit; other failures are returned."""
         writer = self._committer.begin(step)
         self._metrics.flush()
+        digests, head = self._capture(writer, step, trigger, pending_eval)
+        return self._committer.commit(writer, digests, head)
+
+    def stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
+        """Copy the state and leave the rest to the saver process."""
+        writer = self._background.stage()
+        digests, head = self._capture(writer, step, trigger, pending_eval)
+        self._background.submit(writer, digests, head)
+        self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
+
+    def salvage(self, step: int) -> int:
+        """Store the adapter alone, on rank 0; returns its bytes. Raises StorageError."""
+        adapter = adapter_bytes(self._trainer.model)
+        self._committer.salvage(step, {ADAPTER: adapter, CONFIG: self._adapter_config()})
+        return len(adapter)
+
+    def _capture(
+        self, writer: FileWriter, step: int, trigger: Trigger, pending_eval: bool
+    ) -> tuple[Digests, Head]:
+        """All files of this rank into `writer`."""
         self._trainer.store_flos()
         head = Head(
             step=step,
@@ -67,9 +92,9 @@ class Saver:
         if self._number == 0:
             head = self._write_shared(writer, head)
         engine.save(self._trainer.deepspeed, writer, self._scratch / "deepspeed")
-        return self._committer.commit(writer, self._write_own(writer), head)
+        return self._write_own(writer), head
 
-    def _write_shared(self, writer: PartWriter, head: Head) -> Head:
+    def _write_shared(self, writer: FileWriter, head: Head) -> Head:
         """Adapter, scheduler and trainer state: rank 0's; the head with their hashes."""
         trainer = self._trainer
         with writer.guard():
@@ -80,14 +105,14 @@ class Saver:
                 adapter_sha256=sha256(adapter),
             )
             writer.put(ADAPTER, adapter)
-            writer.put("adapter_config.json", self._adapter_config())
+            writer.put(CONFIG, self._adapter_config())
             scheduler = trainer.lr_scheduler.state_dict()
             engine.write_tensors(writer, "scheduler.pt", lambda: scheduler)
             state = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True)
             writer.put("trainer_state.json", state.encode() + b"\n")
         return head
 
-    def _write_own(self, writer: PartWriter) -> Digests:
+    def _write_own(self, writer: FileWriter) -> Digests:
         """Random states and loss accounting of this rank; its digests."""
         args, number = self._trainer.args, self._number
         with writer.guard():
@@ -113,7 +138,7 @@ class Saver:
             config.save_pretrained(str(folder))
         finally:
             config.inference_mode = before
-        return (folder / "adapter_config.json").read_bytes()
+        return (folder / CONFIG).read_bytes()
 
 
 def adapter_bytes(model: Any) -> bytes:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from orchestrator.contract.resolved import CheckpointSpec
+from trainer.background import Background
 from trainer.group import Group
 from trainer.notice import NoticeBoard
 
@@ -16,27 +17,31 @@ class Vote:
 
     stop: bool
     save_due: bool = False
+    news: bool = False
+    """Some rank knows what became of a save beside training."""
 
 
 class Votes:
     """The votes of the training loop; the first one ends the loading phase of the rank."""
 
-    def __init__(self, group: Group, board: NoticeBoard, spec: CheckpointSpec) -> None:
+    def __init__(
+        self, group: Group, board: NoticeBoard, spec: CheckpointSpec, background: Background
+    ) -> None:
         self._group = group
         self._board = board
         self._spec = spec
+        self._background = background
         self._saved_at = time.monotonic()
 
     def saved(self) -> None:
-        """A checkpoint was committed now: `every_minutes` counts from here."""
+        """The state is on its way into a checkpoint: `every_minutes` counts from here."""
         self._saved_at = time.monotonic()
 
     def cast(self, step: int | None = None) -> Vote:
         """One vote; `step` is given at a step's boundary, where a periodic save may be due."""
         self._board.enter_loop()
-        due = step is not None and self._due(step)
-        stop, save = self._group.maximum([int(self._board.raised), int(due)])
-        return Vote(bool(stop), bool(save))
+        flags = (self._board.raised, step is not None and self._due(step), self._background.news)
+        return Vote(*map(bool, self._group.maximum([int(flag) for flag in flags])))
 
     def _due(self, step: int) -> bool:
         """By steps on every rank alike, by minutes on the clock of rank 0."""

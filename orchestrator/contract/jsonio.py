@@ -20,6 +20,10 @@ class MalformedJson(ValueError):
     """A stored document has not the shape it should have."""
 
 
+class NewerSchema(MalformedJson):
+    """A stored document of a schema that a later version of this code has introduced."""
+
+
 def canonical(value: Json) -> bytes:
     """UTF-8 JSON with sorted keys and no blanks: equal values give equal bytes.
 
@@ -65,7 +69,7 @@ def from_json(cls: type[T], value: Json) -> T:
     """Build a frozen dataclass from plain JSON, checking every type.
 
     Unknown fields are ignored (a newer writer may add some), missing ones take their
-    default. Raises MalformedJson naming the field.
+    default. Raises MalformedJson naming the field, NewerSchema for a `schema` beyond ours.
     """
     return typing.cast(T, _build(cls, value, cls.__name__))
 
@@ -118,6 +122,7 @@ def _build_union(want: Any, value: Json, where: str) -> Any:
 def _build_dataclass(want: type, value: Json, where: str) -> Any:
     if not isinstance(value, dict):
         raise MalformedJson(f"{where}: not an object")
+    _check_schema(want, value)
     hints = _hints(want)
     given = {}
     for field in dataclasses.fields(want):
@@ -128,6 +133,18 @@ def _build_dataclass(want: type, value: Json, where: str) -> Any:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise MalformedJson(f"{where}.{field.name} is missing")
     return want(**given)
+
+
+def _check_schema(want: type, value: Json) -> None:
+    """A field `schema` counts from 1; its default is the newest that this version knows."""
+    known, found = getattr(want, "__dataclass_fields__", {}).get("schema"), value.get("schema")
+    if known is None or not isinstance(known.default, int) or not isinstance(found, int):
+        return
+    if found > known.default:
+        raise NewerSchema(
+            f"made by a newer version of qvl-orchestrate (schema {found}; "
+            f"this version knows {known.default})"
+        )
 
 
 def _scalar(want: Any, value: Json, where: str) -> Any:

@@ -12,9 +12,12 @@ attempts/<n>/heartbeats/<k>.json
 attempts/<n>/stop/<k>-<i>.json
 attempts/<n>/verdict-<k>.json
 attempts/<n>/checkpoints/checkpoint-<step>/
+attempts/<n>/salvage/        the adapter alone, where a notice left no time for more
 attempts/<n>/events/<writer>/<seq>.jsonl, metrics/<rank>/<seq>.jsonl
 attempts/<n>/logs/<writer>/<seq>.log
 events/<writer>/<seq>.jsonl  controller and command line
+modules.json                 the modules that carry an adapter, and their parameters
+data/replaced/<index file>-<record>.json  broken samples and what takes their place
 cache/                       recomputable: hashes of the base model's files
 """
 
@@ -32,6 +35,8 @@ LOG = "log/"
 LEASE = "lease/"
 ATTEMPTS = "attempts/"
 EVENTS = "events/"
+MODULES = "modules.json"
+REPLACED = "data/replaced/"
 MANIFEST = "manifest.json"
 PARTS = "parts/"
 BASE_CACHE = "cache/base-files.json"
@@ -98,6 +103,16 @@ def checkpoint_dir(attempt: int, step: int) -> str:
     return f"{attempt_dir(attempt)}checkpoints/checkpoint-{step}"
 
 
+def salvage_dir(attempt: int) -> str:
+    """Where an attempt puts its adapter alone when the time may not do for a checkpoint."""
+    return f"{attempt_dir(attempt)}salvage"
+
+
+def salvage_note(attempt: int) -> str:
+    """Says what was salvaged; written last."""
+    return f"{salvage_dir(attempt)}/salvage.json"
+
+
 def part(rank: int) -> str:
     """A rank's part manifest, relative to the checkpoint's directory."""
     return f"parts/{rank}.json"
@@ -113,6 +128,11 @@ def run_events(writer: str) -> str:
 
 def metrics(attempt: int, rank: int) -> str:
     return f"{attempt_dir(attempt)}metrics/{rank}/"
+
+
+def replaced(which: str, index: int) -> str:
+    """Record of a broken sample; `which` is train or eval."""
+    return f"{REPLACED}{which}-{index:09d}.json"
 
 
 def logs(attempt: int, writer: str) -> str:

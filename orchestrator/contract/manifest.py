@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.contract.jsonio import MalformedJson
+from orchestrator.contract.jsonio import (
+    MalformedJson,
+    digest,
+    from_json,
+    loads,
+    pretty,
+    to_json,
+)
 from orchestrator.contract.plan import BatchPlan
 
 CHECKPOINT_FORMAT = 1
@@ -41,6 +48,10 @@ class PartManifest:
     """Hash of the rank's optimizer shard and fp32 masters, compared after a load."""
     rng_digest: str
     """Hash of the rank's random states (python, numpy, torch, device)."""
+    base: str | None = None
+    """Digest of the frozen base at the attempt's start, by one rank a node."""
+    base_again: str | None = None
+    """The same after its first evaluation."""
     schema: int = 1
 
 
@@ -82,6 +93,34 @@ class CheckpointManifest:
     @property
     def total_bytes(self) -> int:
         return sum(f.size_bytes for f in self.files)
+
+
+def encode_manifest(manifest: CheckpointManifest) -> bytes:
+    """JSON for people, with a checksum `sum` over all other fields."""
+    value = to_json(manifest)
+    value["sum"] = digest(value)
+    return pretty(value)
+
+
+def decode_manifest(data: bytes) -> CheckpointManifest:
+    """Inverse of `encode_manifest`; the files it names are checked as `check_files` does.
+
+    The checksum tells damage from what was written, also where no commit record is at hand;
+    it says nothing about who wrote it. Raises MalformedJson.
+    """
+    value = loads(data)
+    if not isinstance(value, dict) or "sum" not in value:
+        raise MalformedJson("no checkpoint manifest, or one without its checksum")
+    body = {k: v for k, v in value.items() if k != "sum"}
+    try:
+        found = digest(body)
+    except (ValueError, RecursionError) as fault:
+        raise MalformedJson(f"holds what was never written: {fault}") from None
+    if found != value["sum"]:
+        raise MalformedJson("does not match its checksum")
+    manifest = from_json(CheckpointManifest, body)
+    check_files(manifest.files)
+    return manifest
 
 
 def check_files(files: Iterable[FileEntry]) -> None:

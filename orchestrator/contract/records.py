@@ -11,6 +11,21 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import StartFrom, TrainSpec
 
 RecordKind = Literal["fence", "commit", "retire", "bad", "done"]
+Ending = Literal[
+    "",
+    "completed",
+    "failed",
+    "killed",
+    "cancelled",
+    "timeout",
+    "preempted",
+    "node-fail",
+    "oom",
+    "unstartable",
+]
+"""How a scheduler says that a job ended; empty: it does not say. killed: by a signal that
+nobody asked for; preempted and node-fail: for good, the scheduler does not start it again;
+oom: killed for the host's memory; unstartable: taken back by us, it waited in vain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +42,11 @@ class SubmissionRecord:
     reset_batch_plan: bool = False
     reason: str = "submit"
     """Why it was submitted: submit, requeue, resume."""
+    ended: Ending = ""
+    """How the backend said that the submission before this one ended."""
+    template: str | None = None
+    """Which template the batch file or manifest was made from: `site:/etc/...`; None = none."""
+    template_sha256: str | None = None
     time: str = ""
     schema: int = 1
 
@@ -53,6 +73,18 @@ class ClaimRecord:
     plan: BatchPlan
     plan_reason: str = "submitted"
     host: str = ""
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SalvageRecord:
+    """`attempts/<n>/salvage/salvage.json`: an adapter that is no checkpoint."""
+
+    attempt: int
+    step: int
+    directory: str
+    adapter_sha256: str
     time: str = ""
     schema: int = 1
 
@@ -103,6 +135,8 @@ class VerdictRecord:
     rank_codes: tuple[int | None, ...] = ()
     notice: str | None = None
     """Reason of the stop request that was served, if any."""
+    cause: str = ""
+    """What the scheduler said of it: preempted, time-limit, requeued, cancelled or signal."""
     notice_to_exit_s: float | None = None
     time: str = ""
     schema: int = 1

@@ -29,6 +29,10 @@ class DataSpec:
     """Folder that relative media paths start from; None = the index file's own folder."""
     fingerprint: Literal["paths", "full"] = "paths"
     """What identifies the media: path and size, or the contents too."""
+    policy: Literal["replace", "stop"] = "replace"
+    """What happens to a sample that cannot be used: another takes its place, or the run stops."""
+    max_replaced: int = 10
+    """Broken samples of one index file from which the run stops all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,10 @@ class CheckpointSpec:
     every_steps: int | None = None
     every_minutes: float | None = None
     keep_last: int = 2
+    local_dir: str | None = None
+    """Folder on the node's own disk for copies of checkpoints (see storage.tiers)."""
+    survives: str = "node"
+    """What a commit must survive, as the site says: `process` or `node`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

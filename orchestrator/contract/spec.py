@@ -93,6 +93,8 @@ class Assignment:
     """The resume contract's facts of this attempt, to be stored in every manifest."""
     log_seq: int
     """Last record of the log that the helper has read."""
+    save_seconds: float | None = None
+    """What the last save of the run took, in whatever attempt; None = not known."""
     allow_change: tuple[str, ...] = ()
     """Fields of the resume contract that the user allowed to differ."""
     schema: int = 1

@@ -3,8 +3,8 @@
     rank   -> agent   hello {rank, pid}, phase {phase}, notice {signal}, event {kind, data},
                       progress {step, total_steps, loss, ...}, ending {code, reason, message}
     agent  -> rank    assign {assignment}, stop {reason, seconds_left}
-    helper -> agent   assigned {assignment}, refused {code, reason, message},
-                      stop {reason, seconds_left}, verdict {code}, beat {}
+    helper -> agent   assigned {assignment}, refused {code, reason, message, verdict},
+                      stop {reason, seconds_left}, verdict {code, again}, beat {}
     agent  -> helper  notice {reason, seconds_left, rank}, event {rank, kind, data},
                       phase {rank, phase, seconds}, progress {..}, log {rank, line},
                       outcome {verdict fields}

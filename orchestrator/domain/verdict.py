@@ -43,7 +43,7 @@ def attempt_verdict(
     """
     if any(r.kind == "done" and r.attempt == attempt for r in records):
         return Verdict(ExitCode.DONE, "done")
-    if _committed_at_notice(attempt, records):
+    if _committed_at_notice(attempt, records, verdicts):
         return _served(ExitCode.PREEMPTED, stops, verdicts)
     fence = max((r.attempt for r in records if r.kind == "fence"), default=0)
     if fence > attempt and any(v.code == ExitCode.NOT_OWNER for v in verdicts):
@@ -53,11 +53,13 @@ def attempt_verdict(
     return _without_notice(slots, verdicts)
 
 
-def _committed_at_notice(attempt: int, records: Sequence[LogRecord]) -> bool:
-    return any(
-        r.kind == "commit" and r.attempt == attempt and r.commit().trigger == "notice"
-        for r in records
-    )
+def _committed_at_notice(
+    attempt: int, records: Sequence[LogRecord], verdicts: Sequence[VerdictRecord]
+) -> bool:
+    """A commit for the notice, or one that the notice met on its way, as the ranks say."""
+    commits = [r.commit() for r in records if r.kind == "commit" and r.attempt == attempt]
+    said = any(v.code == ExitCode.PREEMPTED for v in verdicts)
+    return any(said or c.trigger == "notice" for c in commits)
 
 
 def _without_notice(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecord]) -> Verdict:
@@ -79,4 +81,5 @@ def _served(
     code: ExitCode, stops: Sequence[StopRecord], verdicts: Sequence[VerdictRecord]
 ) -> Verdict:
     notices = {s.reason for s in stops} | {v.notice for v in verdicts if v.notice}
-    return Verdict(code, CANCELLED if CANCEL in notices else PREEMPTED, ", ".join(sorted(notices)))
+    cancelled = CANCEL in notices or any(v.cause == CANCELLED for v in verdicts)
+    return Verdict(code, CANCELLED if cancelled else PREEMPTED, ", ".join(sorted(notices)))

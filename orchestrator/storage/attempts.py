@@ -6,16 +6,25 @@ import re
 from typing import TypeVar
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
+from orchestrator.contract.jsonio import (
+    MalformedJson,
+    NewerSchema,
+    canonical,
+    from_json,
+    loads,
+    to_json,
+)
 from orchestrator.contract.records import (
     ClaimRecord,
+    SalvageRecord,
     SlotRecord,
     StopRecord,
     SubmissionId,
     SubmissionRecord,
     VerdictRecord,
 )
-from orchestrator.errors import CheckpointError
+from orchestrator.contract.spec import StartPoint
+from orchestrator.errors import CheckpointError, NewerVersion
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
 R = TypeVar("R")
@@ -24,6 +33,8 @@ R = TypeVar("R")
 def _decode(cls: type[R], data: bytes, path: str) -> R:
     try:
         return from_json(cls, loads(data))
+    except NewerSchema as fault:
+        raise NewerVersion(f"{path} was {fault}") from None
     except MalformedJson as fault:
         raise CheckpointError(f"{path} is damaged: {fault}") from None
 
@@ -87,6 +98,32 @@ def read_claims(storage: Storage) -> list[ClaimRecord]:
 def create_slot(storage: Storage, record: SlotRecord) -> SlotRecord | None:
     """Create `attempts/<n>/nodes/<k>.json`; returns the holder if it is taken."""
     return _create(storage, layout.slot(record.attempt, record.slot), record)
+
+
+def read_start(storage: Storage, attempt: int) -> StartPoint | None:
+    """What the attempt started from; None if it chose nothing yet."""
+    path = layout.start_point(attempt)
+    try:
+        return _decode(StartPoint, storage.get(path), path)
+    except NotFound:
+        return None
+
+
+def write_salvage(storage: Storage, record: SalvageRecord) -> None:
+    """Say that an attempt's salvaged adapter is complete."""
+    storage.put(layout.salvage_note(record.attempt), canonical(to_json(record)))
+
+
+def read_salvages(storage: Storage) -> list[SalvageRecord]:
+    """Salvaged adapters, by attempt; a damaged note is passed over."""
+    found = []
+    for claim in read_claims(storage):
+        path = layout.salvage_note(claim.attempt)
+        try:
+            found.append(_decode(SalvageRecord, storage.get(path), path))
+        except (NotFound, CheckpointError):
+            continue
+    return found
 
 
 def read_slots(storage: Storage, attempt: int) -> list[SlotRecord]:

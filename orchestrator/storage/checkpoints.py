@@ -5,17 +5,25 @@ Files first, manifest next, commit record last; removal only after a retire reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads, pretty, to_json
-from orchestrator.contract.manifest import CheckpointManifest, FileEntry, check_files
+from orchestrator.contract.jsonio import MalformedJson, NewerSchema, to_json
+from orchestrator.contract.manifest import (
+    CheckpointManifest,
+    FileEntry,
+    check_files,
+    decode_manifest,
+    encode_manifest,
+)
 from orchestrator.contract.records import Commit, LogRecord, Retire
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, NewerVersion
+from orchestrator.storage import copies
 from orchestrator.storage.hashing import ContentHash, hash_bytes
-from orchestrator.storage.protocol import NotFound, Storage
+from orchestrator.storage.protocol import Damaged, NotFound, Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
 
@@ -29,15 +37,20 @@ class Verified:
 
 
 def live_commits(view: LogView) -> list[LogRecord]:
-    """Commit records neither retired nor bad, oldest first."""
+    """Commit records neither retired nor bad, oldest first.
+
+    Within an attempt the step decides: a save beside training may reach the log after a
+    newer one that has superseded it.
+    """
     gone = {r.retire().commit_seq for r in view.records if r.kind in ("retire", "bad")}
-    return [r for r in view.records if r.kind == "commit" and r.seq not in gone]
+    live = [r for r in view.records if r.kind == "commit" and r.seq not in gone]
+    return sorted(live, key=lambda r: (r.attempt, r.commit().step, r.seq))
 
 
 def write_manifest(storage: Storage, directory: str, manifest: CheckpointManifest) -> str:
     """Store the manifest durably; returns the hash that the commit record must carry."""
     check_files(manifest.files)
-    data = pretty(to_json(manifest))
+    data = encode_manifest(manifest)
     storage.put(f"{directory}/{layout.MANIFEST}", data)
     return hash_bytes(data)
 
@@ -47,21 +60,36 @@ def read_manifest(
 ) -> CheckpointManifest:
     """The manifest, compared with the hash of its commit record unless that is None.
 
-    Raises CheckpointError saying what is wrong with it.
+    Raises CheckpointError saying what is wrong with it, NewerVersion for one beyond us.
     """
+    return _manifest(storage, directory, manifest_hash)[0]
+
+
+def _manifest(
+    storage: Storage, directory: str, manifest_hash: str | None
+) -> tuple[CheckpointManifest, bytes]:
     name = f"{directory}/{layout.MANIFEST}"
     try:
         data = storage.get(name)
-    except NotFound:
-        raise CheckpointError(f"{name} is missing") from None
+    except (NotFound, Damaged) as fault:
+        raise CheckpointError(f"{name} {_missing_or_unreadable(fault)}") from None
     if manifest_hash is not None and hash_bytes(data) != manifest_hash:
         raise CheckpointError(f"{name} differs from what was committed")
     try:
-        manifest = from_json(CheckpointManifest, loads(data))
-        check_files(manifest.files)
+        return decode_manifest(data), data
+    except NewerSchema as fault:
+        raise NewerVersion(f"{name} was {fault}") from None
     except MalformedJson as fault:
         raise CheckpointError(f"{name}: {fault}") from None
-    return manifest
+
+
+def is_there(storage: Storage, directory: str) -> bool:
+    """The manifest, which is written last, stands; nothing is verified."""
+    try:
+        storage.get(f"{directory}/{layout.MANIFEST}")
+    except NotFound:
+        return False
+    return True
 
 
 def verify(
@@ -70,49 +98,85 @@ def verify(
     *,
     threads: int = 4,
     on_file: Callable[[FileEntry], None] | None = None,
+    copy_to: Path | None = None,
 ) -> Verified:
-    """Read and hash every file that a commit names. Raises CheckpointError naming the fault."""
+    """Read and hash every file that a commit names. Raises CheckpointError naming the fault.
+
+    copy_to: empty local folder that gets what was read; only good if nothing is raised
+    """
     commit = record.commit()
-    manifest = read_manifest(storage, commit.directory, commit.manifest_hash)
+    manifest, data = _manifest(storage, commit.directory, commit.manifest_hash)
     if (manifest.step, manifest.attempt) != (commit.step, record.attempt):
         raise CheckpointError(
             f"{commit.directory}: manifest is of step {manifest.step}, attempt "
             f"{manifest.attempt}; the commit says {commit.step}, {record.attempt}"
         )
-    _verify_files(storage, commit.directory, manifest.files, threads, on_file)
+    _verify_files(storage, commit.directory, manifest, threads, on_file, copy_to)
+    if copy_to is not None:
+        copies.write(copy_to, layout.MANIFEST, [data])
     return Verified(record, commit, manifest)
 
 
-def verify_directory(storage: Storage, directory: str) -> CheckpointManifest:
+def verify_directory(
+    storage: Storage, directory: str, *, copy_to: Path | None = None
+) -> CheckpointManifest:
     """Verify a checkpoint that no log at hand names (given by path): manifest against files."""
-    manifest = read_manifest(storage, directory, None)
-    _verify_files(storage, directory, manifest.files, 4, None)
+    manifest, data = _manifest(storage, directory, None)
+    _verify_files(storage, directory, manifest, 4, None, copy_to)
+    if copy_to is not None:
+        copies.write(copy_to, layout.MANIFEST, [data])
     return manifest
 
 
 def _verify_files(
     storage: Storage,
     directory: str,
-    files: Iterable[FileEntry],
+    manifest: CheckpointManifest,
     threads: int,
     on_file: Callable[[FileEntry], None] | None,
+    copy_to: Path | None,
 ) -> None:
     def check(entry: FileEntry) -> None:
-        _verify_file(storage, directory, entry)
+        _verify_file(storage, directory, entry, copy_to)
         if on_file is not None:
             on_file(entry)
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(check, files):
+        for _ in pool.map(check, manifest.files):
             pass
 
 
-def _verify_file(storage: Storage, directory: str, entry: FileEntry) -> None:
-    name = f"{directory}/{entry.path}"
+def _verify_file(storage: Storage, directory: str, entry: FileEntry, copy_to: Path | None) -> None:
+    """What comes over a network, or cannot be read at all, gets a second try."""
     try:
-        found = _hash_up_to(storage.read(name), entry.size_bytes).entry(entry.path)
-    except NotFound:
-        raise CheckpointError(f"{name} is missing") from None
+        _verify_once(storage, directory, entry, copy_to)
+        return
+    except CheckpointError:
+        if storage.local_path(directory) is not None:
+            raise
+    except Damaged:
+        pass
+    try:
+        _verify_once(storage, directory, entry, copy_to)
+    except Damaged as fault:
+        raise CheckpointError(
+            f"{directory}/{entry.path} {_missing_or_unreadable(fault)}"
+        ) from None
+
+
+def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Path | None) -> None:
+    name = f"{directory}/{entry.path}"
+    content = ContentHash()
+    chunks = _hashed_up_to(storage.read(name), entry.size_bytes, content)
+    try:
+        if copy_to is None:
+            for _ in chunks:
+                pass
+        else:
+            copies.write(copy_to, entry.path, chunks)
+    except NotFound as fault:
+        raise CheckpointError(f"{name} {_missing_or_unreadable(fault)}") from None
+    found = content.entry(entry.path)
     if found.size_bytes > entry.size_bytes:
         raise CheckpointError(f"{name} has more than {entry.size_bytes} bytes")
     if found.size_bytes != entry.size_bytes:
@@ -121,14 +185,21 @@ def _verify_file(storage: Storage, directory: str, entry: FileEntry) -> None:
         raise CheckpointError(f"{name} does not match its hash")
 
 
-def _hash_up_to(chunks: Iterable[memoryview], size_bytes: int) -> ContentHash:
-    """Reads no further than the first chunk past `size_bytes`."""
-    content = ContentHash()
+def _missing_or_unreadable(fault: NotFound | Damaged) -> str:
+    if isinstance(fault, NotFound):
+        return "is missing"
+    return f"cannot be read undamaged ({fault.message.rpartition(': ')[2]})"
+
+
+def _hashed_up_to(
+    chunks: Iterable[memoryview], size_bytes: int, content: ContentHash
+) -> Iterator[memoryview]:
+    """Hashes on the way; ends with the first chunk past `size_bytes`."""
     for chunk in chunks:
         content.update(chunk)
+        yield chunk
         if content.size_bytes > size_bytes:
-            break
-    return content
+            return
 
 
 def commit(
@@ -139,8 +210,12 @@ def commit(
     manifest_hash: str,
     *,
     token: str | None = None,
+    node: str | None = None,
 ) -> LogRecord:
-    """Append the commit record: from now on the checkpoint counts. Raises as RunLog.append."""
+    """Append the commit record: from now on the checkpoint counts. Raises as RunLog.append.
+
+    node: whose local tier has the files, if that is where they are
+    """
     body = Commit(
         directory=directory,
         step=manifest.step,
@@ -148,6 +223,8 @@ def commit(
         trigger=manifest.trigger,
         size_bytes=manifest.total_bytes,
         adapter_sha256=manifest.adapter_sha256,
+        tier="durable" if node is None else "local",
+        node=node,
     )
     return log.append("commit", attempt, to_json(body), token=token)
 

@@ -1,7 +1,8 @@
 """Storage on a file system that follows POSIX: local disks, NFS, Lustre, GPFS.
 
 Durable means: file and directory fsynced. `create` uses link(2), which is atomic on NFS
-too, and O_EXCL where the file system knows no hard links.
+too, and renameat2(2) where the file system knows no hard links: a file is never visible
+under its name before it is whole.
 """
 
 from __future__ import annotations
@@ -18,26 +19,35 @@ from typing import BinaryIO
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.errors import StorageError, UserError
 from orchestrator.storage.hashing import ContentHash
+from orchestrator.storage.noreplace import rename_new
 from orchestrator.storage.protocol import (
     TMP,
     Created,
+    Damaged,
     Entry,
     NotFound,
+    PendingUpload,
     Sink,
     Taken,
     path_parts,
 )
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_MEDIA = {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
+_NO_NOREPLACE = {None, errno.EINVAL, *_NO_LINKS}
 
 
 class PosixStorage:
-    """Objects are files below `root`; created 0600 in folders 0700 (0660/2770 if shared)."""
+    """Objects are files below `root`; created 0600 in folders 0700 (0660/2770 if shared).
 
-    def __init__(self, root: Path, *, group_sharing: bool = False) -> None:
+    group_sharing: None = as the root stands, if it does
+    """
+
+    def __init__(self, root: Path, *, group_sharing: bool | None = None) -> None:
         self._root = root
-        self._file_mode = 0o660 if group_sharing else 0o600
-        self._dir_mode = 0o2770 if group_sharing else 0o700
+        shared = _is_shared(root) if group_sharing is None else group_sharing
+        self._file_mode = 0o660 if shared else 0o600
+        self._dir_mode = 0o2770 if shared else 0o700
         self._durable: set[Path] = set()
         """Folders whose own entry was fsynced, by whoever made them."""
 
@@ -64,13 +74,14 @@ class PosixStorage:
         return self._at(path)
 
     def get(self, path: str) -> bytes:
-        with _translated(path), _nothing_there(path):
+        with _translated(path), _nothing_there(path), _media_errors(path):
             return self._at(path).read_bytes()
 
     def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
         with (
             _translated(path),
             _nothing_there(path),
+            _media_errors(path),
             self._at(path).open("rb", buffering=0) as file,
         ):
             buffer = bytearray(chunk_bytes)
@@ -92,14 +103,9 @@ class PosixStorage:
                 return self._settle(target, data)
             tmp = self._write_tmp(target, data)
             try:
-                try:
-                    os.link(tmp, target)
-                except FileExistsError:
-                    return self._settle(target, data)
-                except OSError as fault:
-                    if fault.errno not in _NO_LINKS:
-                        raise
-                    return self._create_exclusive(target, data)
+                _name_new(tmp, target)
+            except FileExistsError:
+                return self._settle(target, data)
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(tmp)
@@ -117,6 +123,23 @@ class PosixStorage:
             with suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
             self._drop_empty(target.parent)
+
+    def uploads(self) -> Iterator[PendingUpload]:
+        """See protocol.HasUploads: the temporary files of writers that live or have died."""
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                if not name.startswith(TMP):
+                    continue
+                path = Path(folder) / name
+                with _translated(name), suppress(FileNotFoundError):
+                    begun = path.lstat().st_mtime
+                    yield PendingUpload(path.relative_to(self._root).as_posix(), name, begun)
+
+    def abort_upload(self, upload: PendingUpload) -> None:
+        """See protocol.HasUploads."""
+        with _translated(upload.path):
+            (self._root / upload.path).unlink(missing_ok=True)
+            self._drop_empty((self._root / upload.path).parent)
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[Sink]:
@@ -157,16 +180,6 @@ class PosixStorage:
         with _removed_on_failure(tmp):
             _write_all(_open_new(tmp, self._file_mode), data)
         return tmp
-
-    def _create_exclusive(self, target: Path, data: bytes) -> Created | Taken:
-        try:
-            file = _open_new(target, self._file_mode)
-        except FileExistsError:
-            return self._settle(target, data)
-        with _removed_on_failure(target):
-            _write_all(file, data)
-        _fsync_dir(target.parent)
-        return Created()
 
     def _settle(self, target: Path, data: bytes) -> Created | Taken:
         there = target.read_bytes()
@@ -236,6 +249,13 @@ class _FileSink:
             self._file.close()
 
 
+def _is_shared(root: Path) -> bool:
+    try:
+        return bool(root.stat().st_mode & 0o020)
+    except OSError:
+        return False
+
+
 @contextmanager
 def _nothing_there(path: str) -> Iterator[None]:
     """A folder, or a path below a file, is no object."""
@@ -243,6 +263,17 @@ def _nothing_there(path: str) -> Iterator[None]:
         yield
     except (IsADirectoryError, NotADirectoryError) as fault:
         raise NotFound(f"{path}: not found") from fault
+
+
+@contextmanager
+def _media_errors(path: str) -> Iterator[None]:
+    """The disk gives this file's bytes no more, or the file system finds them wrong."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in _MEDIA:
+            raise
+        raise Damaged(f"{path}: {fault.strerror or fault}") from fault
 
 
 @contextmanager
@@ -269,6 +300,25 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     os.fchmod(fd, mode)
     return os.fdopen(fd, "wb", buffering=1 << 20)
+
+
+def _name_new(tmp: Path, target: Path) -> None:
+    """Give a finished file the name `target` unless somebody has it (FileExistsError)."""
+    try:
+        os.link(tmp, target)
+    except OSError as fault:
+        if fault.errno not in _NO_LINKS:
+            raise
+        try:
+            rename_new(tmp, target)
+        except OSError as second:
+            if second.errno not in _NO_NOREPLACE:
+                raise
+            raise StorageError(
+                f"{target.parent}: this file system can neither link files ({fault.strerror}) nor "
+                f"rename them without replacing ({second.strerror or second})",
+                hint="keep runs on another file system: no commit would be safe on this one",
+            ) from second
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

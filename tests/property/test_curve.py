@@ -65,6 +65,13 @@ def test_merging_what_was_merged_changes_nothing(plan: list[tuple[int, int]]) ->
     assert merge(by_attempt) == once
 
 
+def test_an_attempt_takes_over_where_it_started_even_before_its_first_step() -> None:
+    first = [line(step, 1) for step in (1, 2, 3)]
+    assert [m.step for m in merge({1: first, 2: []}, {1: 0, 2: 1})] == [1]
+    again = merge({1: first, 2: [line(3, 2)]}, {2: 1})
+    assert [(m.step, m.attempt) for m in again] == [(1, 1), (3, 2)], "a lost line is no old one"
+
+
 def test_nothing_gives_nothing() -> None:
     assert merge({}) == []
     assert merge({1: [], 2: iter(())}) == []

@@ -33,8 +33,8 @@ def test_every_signal_to_every_place_loses_nothing(bench: Bench) -> None:
     assert end.state == "SUCCEEDED"
     assert (end.row["attempt"], end.row["preemptions"], end.row["lost_steps"]) == (5, 4, 0)
     assert run.outcome() == undisturbed(bench)
-    notices = [trigger for _, _, trigger in run.commits() if trigger == "notice"]
-    assert len(notices) == 4
+    codes = [e["data"]["code"] for e in run.events("verdict")]
+    assert codes == [75, 75, 75, 75, 0]
 
 
 def test_to_the_whole_process_group(bench: Bench) -> None:
@@ -44,7 +44,7 @@ def test_to_the_whole_process_group(bench: Bench) -> None:
     run.until_attempt(2)
     assert run.drive().state == "SUCCEEDED"
     assert run.outcome() == undisturbed(bench)
-    assert [c for c in run.commits() if c[2] == "notice"]
+    assert [e["data"]["code"] for e in run.events("verdict")] == [75, 0]
 
 
 def test_in_the_middle_of_a_step_saves_its_start(bench: Bench) -> None:
@@ -108,7 +108,7 @@ def test_in_an_evaluation_it_is_run_again(bench: Bench) -> None:
 
 
 def test_fifty_preemptions_in_a_row(bench: Bench) -> None:
-    job = bench.job(training={"max_steps": 120, "seed": 7, "learning_rate": 1e-3}, ranks=1)
+    job = bench.job(training={"max_steps": 300, "seed": 7, "learning_rate": 1e-3}, ranks=1)
     run = bench.submit(job, step_s=0.03)
     for attempt in range(1, 51):
         run.drive(
@@ -155,7 +155,7 @@ def test_a_killed_agent_leaves_no_orphans(bench: Bench) -> None:
     run = bench.submit(step_s=0.5)
     run.until_step(1)
     family = run.tree()
-    assert len(family) == 4
+    assert len(family) == 6, "agent, helper, two ranks and their savers"
     kill([run.agent_pid()])
     wait_gone(family)
 
@@ -179,7 +179,7 @@ def test_intervals_and_retention(bench: Bench) -> None:
         bench.job(),
         checkpoint=CheckpointSpec(uri=str(bench.folder / "runs"), every_steps=3, keep_last=2),
     )
-    run = bench.submit(job)
+    run = bench.submit(job, step_s=0.15)
     assert run.drive().state == "SUCCEEDED"
     assert [c[1] for c in run.commits()] == [3, 6, 9, 12, 15, 18, 20]
     kept = sorted(p.name for p in run.directory.glob("attempts/*/checkpoints/*"))

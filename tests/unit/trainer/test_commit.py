@@ -15,9 +15,11 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
 from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
-from trainer.commit import Committed, Committer, Digests, Failed, Head
+from trainer.assemble import Assembler
+from trainer.commit import Committer
 from trainer.group import Solo
 from trainer.outcome import BaseChanged
+from trainer.parts import Committed, Digests, Failed, Head
 
 DIGESTS = Digests(state="s", rng="r", base="b")
 
@@ -66,7 +68,8 @@ def committer(storage: MemoryStorage, recorded: str | None = None) -> Committer:
         facts={"gpu": "none"},
         log_seq=1,
     )
-    return Committer(storage, Solo(), assignment, recorded_base=recorded, clock=FakeClock())
+    assembler = Assembler(storage, assignment, recorded_base=recorded, clock=FakeClock())
+    return Committer(storage, Solo(), 1, assembler)
 
 
 def head(step: int = 5) -> Head:

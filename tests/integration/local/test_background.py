@@ -1,0 +1,130 @@
+"""Saves beside training: what a slow, dead or overtaken saver process may and may not do."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.controller.actions import cancel, resume
+from tests.harness.runs import Bench, Driven, kill, paused
+
+
+def savers(run: Driven) -> list[int]:
+    """Saver processes of the attempt, by rank."""
+    found = {
+        int(line[-2]): pid
+        for pid in run.tree()
+        if b"trainer.fakesaver" in (line := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def calm(bench: Bench) -> tuple[object, ...]:
+    run = bench.submit()
+    assert run.drive().state == "SUCCEEDED"
+    return run.outcome()
+
+
+def test_training_goes_on_while_a_save_is_stored(bench: Bench) -> None:
+    run = bench.submit(step_s=0.1, save_s=0.3)
+    assert run.drive().state == "SUCCEEDED"
+    stalls = [e["data"]["stall_s"] for e in run.events("save_started") if "stall_s" in e["data"]]
+    assert [c[1] for c in run.commits()] == [5, 10, 15, 20]
+    assert len(stalls) == 3
+    assert max(stalls) < 0.25
+    assert min(e["data"]["seconds"] for e in run.events("committed")[:3]) >= 0.3
+    assert run.outcome() == calm(bench)
+
+
+def test_a_save_slower_than_its_interval_holds_the_next_one_back(bench: Bench) -> None:
+    run = bench.submit(step_s=0.02, save_s=0.5)
+    assert run.drive().state == "SUCCEEDED"
+    steps = [c[1] for c in run.commits()]
+    assert steps[:2] == [5, 10]
+    assert steps == sorted(steps)
+
+
+def test_a_saver_that_dies_idle_is_replaced_before_it_is_needed(bench: Bench) -> None:
+    run = bench.submit(step_s=0.1)
+    run.until_step(1)
+    kill(savers(run)[:1])
+    assert run.drive().state == "SUCCEEDED"
+    assert [c[1] for c in run.commits()] == [5, 10, 15, 20]
+    assert [e for e in run.events("warning") if "saver process has died" in e["data"]["message"]]
+
+
+def test_a_saver_that_dies_in_a_save_costs_that_save_only(bench: Bench) -> None:
+    for rank in (0, 1):
+        run = bench.submit(step_s=0.1, save_s=0.4)
+        run.until_step(5)
+        kill([savers(run)[rank]])
+        end = run.drive()
+        assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 1)
+        (failed,) = run.events("save_failed")
+        assert f"rank {rank}: the saver process ended with -9" in failed["data"]["message"]
+        assert [c[1] for c in run.commits()] == [10, 15, 20]
+        assert run.outcome() == calm(bench)
+
+
+def test_a_notice_during_the_save_of_this_step_joins_it(bench: Bench) -> None:
+    run = bench.submit(step_s=1.0, save_s=1.5)
+    run.until_step(5)
+    time.sleep(0.1)
+    run.notify("SIGTERM")
+    run.until_attempt(2)
+    assert run.commits() == [(1, 5, "interval")]
+    assert [e["data"]["code"] for e in run.events("verdict")] == [75]
+
+
+def test_a_notice_during_the_save_of_an_older_step_supersedes_it(bench: Bench) -> None:
+    run = bench.submit(step_s=0.3, save_s=2.0)
+    run.until_step(6)
+    run.notify("SIGUSR1", 1)
+    run.until_attempt(2)
+    ((_, step, trigger),) = run.commits()
+    assert step >= 6
+    assert trigger == "notice"
+    assert [e["data"]["step"] for e in run.events("save_superseded")] == [5]
+
+
+def test_a_saver_that_hangs_does_not_outlast_the_grace(bench: Bench) -> None:
+    run = bench.submit(step_s=1.0, save_s=0.5)
+    run.until_step(5)
+    stuck = savers(run)
+    with paused(stuck):
+        run.notify("SIGTERM")
+        run.until_attempt(2)
+    assert run.commits() == [(1, 5, "notice")]
+
+
+def test_savers_are_deaf_to_the_notices(bench: Bench) -> None:
+    run = bench.submit(step_s=0.2)
+    run.until_step(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        kill(savers(run), number)
+    assert run.drive().row["attempt"] == 1
+    assert not run.events("warning")
+
+
+def test_where_the_time_may_not_do_the_adapter_is_salvaged_first(bench: Bench) -> None:
+    job = replace(bench.job(), preemption=replace(bench.job().preemption, grace_s=3.0))
+    run = bench.submit(job, step_s=0.2, save_s=4.0)
+    run.until_step(7)
+    run.notify("SIGTERM")
+    run.until_attempt(2)
+    assert run.commits() == []
+    (salvaged,) = run.events("salvaged")
+    assert salvaged["data"]["step"] >= 7
+    (verdict,) = run.events("verdict")
+    assert (verdict["data"]["code"], verdict["data"]["notice_to_exit_s"] < 3.0) == (76, True)
+    cancel(run.run)
+    run.drive()
+    resume(run.run, restart_from="weights")
+    run.drive(lambda _: bool(run.events("resuming")))
+    (started,) = [e["data"] for e in run.events("resuming") if "weights_of" in e["data"]]
+    assert started == {
+        "weights_of": "attempts/000001/salvage",
+        "step": salvaged["data"]["step"],
+    }

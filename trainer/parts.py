@@ -1,0 +1,156 @@
+"""The files of one rank in one checkpoint, and the values that the commit code speaks in.
+
+No tensors here, and no storage of its own: the fake trainer and the saver process use it too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
+from orchestrator.errors import QvlError, StorageError
+from orchestrator.storage.protocol import Sink, Storage
+
+
+class FileWriter(ABC):
+    """Takes the files of one rank.
+
+    Nothing here raises: a rank that failed must still take part in the collectives. The
+    first error is kept, and nothing more is written after it.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def write(self, path: str, produce: Callable[[Sink], object]) -> None:
+        """Take one file; `path` is relative to the checkpoint's directory."""
+        with self.guard():
+            if self.error is None:
+                self._write(path, produce)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Take a small file."""
+        self.write(path, lambda sink: sink.write(data))
+
+    def guard(self) -> _Guard:
+        """Context that keeps an error instead of raising it."""
+        return _Guard(self)
+
+    @abstractmethod
+    def _write(self, path: str, produce: Callable[[Sink], object]) -> None: ...
+
+
+class PartWriter(FileWriter):
+    """Streams the files straight into a storage, hashed on the way.
+
+    copy: gets the same files, as far as it takes them
+    """
+
+    def __init__(self, storage: Storage, directory: str, copy: Storage | None = None) -> None:
+        super().__init__()
+        self.directory = directory
+        self._storage = storage
+        self._copy = copy
+        self._files: dict[str, FileEntry] = {}
+
+    def finish(self, rank: int, digests: Digests) -> PartManifest:
+        """Make the part manifest durable, once all files are; an error stays in `error`."""
+        part = PartManifest(
+            rank=rank,
+            files=tuple(self._files[path] for path in sorted(self._files)),
+            state_digest=digests.state,
+            rng_digest=digests.rng,
+            base=digests.base,
+            base_again=digests.base_again,
+        )
+        with self.guard():
+            if self.error is None:
+                path = f"{self.directory}/{layout.part(rank)}"
+                self._storage.put(path, part_bytes(part))
+        return part
+
+    def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
+        name = f"{self.directory}/{path}"
+        with self._storage.write_stream(name) as sink:
+            produce(sink)
+        self._files[path] = sink.entry(path)
+        if self._copy is None:
+            return
+        try:
+            with self._copy.write_stream(name) as second:
+                produce(second)
+        except StorageError:
+            self._copy = None  # a copy that fails is none, and costs nothing
+
+
+def part_bytes(part: PartManifest) -> bytes:
+    """The part manifest as it is stored."""
+    return pretty(to_json(part))
+
+
+class _Guard:
+    def __init__(self, writer: FileWriter) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, fault: BaseException | None, _trace: object) -> bool:
+        if not isinstance(fault, Exception):
+            return False
+        self._writer.error = self._writer.error or fault
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a checkpoint says of itself beyond its files; known alike on every rank."""
+
+    step: int
+    epoch: int
+    samples_seen: int
+    trigger: Trigger
+    learning_rate_hex: str
+    pending_eval: bool
+    adapter_digest: str = ""
+    """Known on rank 0, like the next."""
+    adapter_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """Hashes of one rank's state, and of the base model where this rank computes them."""
+
+    state: str
+    rng: str
+    base: str | None = None
+    """At the start of the attempt."""
+    base_again: str | None = None
+    """After its first evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A step that stands in the log (or in the checkpoint that was resumed from)."""
+
+    step: int
+    seq: int | None
+    """Number of the commit record; None if it stands in no log at hand."""
+    adapter_sha256: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A save that did not become a checkpoint; the last committed one still counts."""
+
+    message: str
+
+
+def describe(fault: Exception) -> str:
+    """An error in words; ours need no type name."""
+    return str(fault) if isinstance(fault, QvlError) else f"{type(fault).__name__}: {fault}"
