@@ -5,6 +5,7 @@
 PYTHON    ?= python3
 PIP_FLAGS ?=
 TORCH     ?= torch==2.13.0
+SEEDS     ?= 1 2 3
 VENV      := .venv
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-local test-training check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-fast test-local test-training soak check lint types layers format wheel bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -41,10 +42,13 @@ test-fast: setup ## unit, contract, property, architecture: no training (budget 
 	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training"
 
 test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 240 s)
-	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training"
+	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not soak"
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
 	@$(BUDGET) 480 $(PYTEST) tests -m training
+
+soak: setup ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
+	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m soak --timeout 3600 --durations=0
 
 check: lint types layers wheel test ## what CI runs
 

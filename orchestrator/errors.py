@@ -3,6 +3,7 @@
     QvlError
     ├── UserError            78  the job file, the site file or the arguments are wrong
     │   ├── JobFileError     78  job.yaml, with line and path
+    │   ├── NewerVersion     78  a stored document that a newer version of us has written
     │   └── UsageError        2  the command line itself
     ├── NoSuchRun             3  the run is not known
     ├── Unreachable          69  a backend or a storage does not answer
@@ -63,6 +64,13 @@ class JobFileError(UserError):
         self.file = file
         self.line = line
         self.path = path
+
+
+class NewerVersion(UserError):
+    """A stored document that a newer version of qvl-orchestrate has written; not damage."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="use the version of qvl-orchestrate that wrote it")
 
 
 class UsageError(QvlError):

@@ -12,11 +12,13 @@ from hypothesis import settings
 from orchestrator.clock import FakeClock
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
+from tests.harness.weed import Weed, missing
 
 settings.register_profile("here", deadline=None, print_blob=True)
 settings.load_profile("here")
 
 _numbers = itertools.count()
+BUCKET = "qvl-test"
 
 
 @pytest.fixture
@@ -43,3 +45,24 @@ def reports() -> tuple[Callable[[str, dict[str, object]], None], list[tuple[str,
     """A `report` callable and the list that it fills."""
     told: list[tuple[str, dict]] = []
     return lambda kind, data: told.append((kind, data)), told
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """One real S3 server a session, with one bucket."""
+    if reason := missing():
+        pytest.skip(reason)
+    server = Weed(tmp_path_factory.mktemp("weed"))
+    try:
+        server.start()
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def s3_uri(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty prefix of its own; credentials and endpoint are in the environment."""
+    weed.use(monkeypatch)
+    return f"s3://{BUCKET}/t{next(_numbers)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,25 +11,32 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
+from orchestrator.contract import layout
+from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
+from orchestrator.storage.tiers import local_tier
 from trainer import restore
 from trainer.arguments import training_arguments
+from trainer.assemble import Assembler
+from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
 from trainer.dataset import Collator, load_dataset
 from trainer.gloo import make_group
+from trainer.gradients import GradientWatch
 from trainer.group import Group
 from trainer.loaders import EvaluationSampler, make_loader
 from trainer.loop import OrchestratedTrainer, Parts
 from trainer.metrics import MetricsLog
 from trainer.modeling import Loaded, base_digest, load_model
 from trainer.rank import Rank
+from trainer.replacing import Replacements, ReplacingDataset, Which
 from trainer.sampler import RankBatchSampler, dropped_per_epoch
 from trainer.steplog import StepLog
-from trainer.trackers import TensorBoard
+from trainer.trackers import TensorBoard, board_folder
 from trainer.votes import Votes
 
 _BARRIER_S = 1.0
@@ -56,10 +64,11 @@ def build(
     loaded = load_model(job, device)
     if start.kind == "weights":
         restore.load_weights_only(loaded.model, start.directory or "")
+    GradientWatch(loaded.model)
     rank.phase("model")
     data = Data(assignment, args, rank, loaded)
     parts = _parts(rank, assignment, group, manifest, loaded, data)
-    closers.insert(0, parts.steps.close)
+    closers[:0] = [parts.steps.close, parts.background.close]
     saver_options = {
         "scratch": scratch,
         "steps_per_epoch": data.sampler.steps,
@@ -85,17 +94,27 @@ class Data:
         job, plan = assignment.job, assignment.plan
         seed = args.seed if args.data_seed is None else args.data_seed
         self.collate = Collator(loaded.processor.pad_token_id)
-        self.train = load_dataset(job.data, "train", loaded.processor, job.max_length)
+        storage = open_storage(assignment.storage)
+        limit = job.max_length or loaded.max_positions
+
+        def guarded(which: Which) -> tuple[ReplacingDataset, Replacements]:
+            seen = Replacements(storage, rank, job.data, which)
+            data = load_dataset(job.data, which, loaded.processor, limit)
+            return ReplacingDataset(data, job.data, which, seen.known), seen
+
+        self.train, seen = guarded("train")
         self.sampler = RankBatchSampler(len(self.train), plan, rank.number, seed)
-        self.loader = make_loader(self.train, self.sampler, self.collate, args, seed)
+        self.loader = make_loader(self.train, self.sampler, self.collate, args, seed, seen.watch)
         self.evaluation: Any = None
         self.evaluation_loader: Any = None
         if job.data.eval is not None:
-            self.evaluation = load_dataset(job.data, "eval", loaded.processor, job.max_length)
+            self.evaluation, seen = guarded("eval")
             sampler = EvaluationSampler(
                 len(self.evaluation), args.per_device_eval_batch_size, rank.number, plan.world_size
             )
-            self.evaluation_loader = make_loader(self.evaluation, sampler, self.collate, args, seed)
+            self.evaluation_loader = make_loader(
+                self.evaluation, sampler, self.collate, args, seed, seen.watch
+            )
         if rank.number == 0:
             rank.event(
                 "data",
@@ -111,6 +130,8 @@ class Data:
                 modules=len(loaded.table),
                 summary=loaded.summary(),
             )
+            logging.getLogger("qvl").info("what is trained:\n%s", loaded.summary())
+            storage.put(layout.MODULES, pretty(loaded.listing()))
 
 
 def _parts(
@@ -122,13 +143,22 @@ def _parts(
     data: Data,
 ) -> Parts:
     storage = open_storage(assignment.storage)
+    base: dict[str, Any] = _base_facts(manifest, loaded)
+    background = Background(assignment, rank.number, **base)
     digest = (lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None
     return Parts(
         rank=rank,
         assignment=assignment,
         group=group,
-        votes=Votes(group, rank.board, assignment.job.checkpoint),
-        committer=_committer(storage, group, assignment, manifest, loaded),
+        votes=Votes(group, rank.board, assignment.job.checkpoint, background),
+        committer=Committer(
+            storage,
+            group,
+            assignment.attempt,
+            Assembler(storage, assignment, **base),
+            local_tier(assignment.job.checkpoint, assignment.run_id),
+        ),
+        background=background,
         base=BaseWatch(digest),
         steps=_step_log(storage, rank, group, assignment),
         sampler=data.sampler,
@@ -138,31 +168,24 @@ def _parts(
     )
 
 
-def _committer(
-    storage: Storage,
-    group: Group,
-    assignment: Assignment,
-    manifest: CheckpointManifest | None,
-    loaded: Loaded,
-) -> Committer:
+def _base_facts(manifest: CheckpointManifest | None, loaded: Loaded) -> dict[str, Any]:
     """The base's digest is compared only where it was made on the same type of device."""
     device = next(loaded.model.parameters()).device.type
     recorded = {} if manifest is None else manifest.facts
     same = recorded.get("base_device") == device
-    return Committer(
-        storage,
-        group,
-        assignment,
-        recorded_base=recorded.get("base_digest") if same else None,
-        base_facts={"base_device": device},
-    )
+    return {
+        "recorded_base": recorded.get("base_digest") if same else None,
+        "base_facts": {"base_device": device},
+    }
 
 
 def _step_log(storage: Storage, rank: Rank, group: Group, assignment: Assignment) -> StepLog:
     metrics = MetricsLog(
         storage, assignment.attempt, rank.number, lambda text: rank.warn("metrics", text)
     )
-    folder = storage.local_path("tensorboard") if rank.number == 0 else None
+    folder = None
+    if rank.number == 0:
+        folder = board_folder(storage, assignment.run_id, lambda text: rank.warn("board", text))
     board = TensorBoard(folder, assignment.start.step + 1, lambda text: rank.warn("tracker", text))
     return StepLog(rank, group, metrics, board, assignment.attempt)
 

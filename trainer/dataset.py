@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 
@@ -16,8 +15,15 @@ from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import UserError
 from trainer.families.processor import IGNORE, Encoded, VisionChatProcessor
 from trainer.formats import ChatSample, DataError, normalise
+from trainer.media import media_file, open_picture
 
 Item: TypeAlias = dict[str, Any]
+
+
+class LengthError(ValueError):
+    """A sample that cannot be cut to the limit."""
+
+    kind = "too-long"
 
 
 class ChatDataset(Dataset[Item]):
@@ -58,10 +64,10 @@ class ChatDataset(Dataset[Item]):
         """
         sample = normalise(self.records[i], i, file=self.file)
         try:
-            encoded = self.processor.encode(sample.turns, self._pictures(sample))
+            encoded = self.processor.encode(sample.turns, self.pictures(sample))
             keep = kept_length(encoded, self.max_length)
-        except (ValueError, OSError, PIL.Image.DecompressionBombError) as fault:
-            raise DataError(self.file, i, str(fault)) from fault
+        except ValueError as fault:
+            raise DataError(self.file, i, str(fault), getattr(fault, "kind", "sample")) from fault
         ids = torch.tensor(encoded.input_ids[:keep])
         item: Item = {
             "input_ids": ids,
@@ -74,7 +80,8 @@ class ChatDataset(Dataset[Item]):
             item["image_grid_thw"] = encoded.image_grid_thw
         return item
 
-    def _pictures(self, sample: ChatSample) -> list[PIL.Image.Image]:
+    def pictures(self, sample: ChatSample) -> list[PIL.Image.Image]:
+        """A sample's pictures, decoded. Raises MediaError."""
         return [open_picture(media_file(self.media_root, i.path)) for i in sample.images]
 
 
@@ -89,18 +96,23 @@ class Collator:
         self.pad_token_id = pad_token_id
         self.multiple_of = multiple_of
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Tensors of the micro-batch.
 
         int64 [micro, length]: input_ids, attention_mask, labels, mm_token_type_ids;
         pixel_values float [patches, dim] and image_grid_thw int64 [images, 3] joined over
         the items in order, absent when none has an image; sample_index int64 [micro].
+        Of a broken item nothing but its `fault`; `replaced` lists what items tell of
+        (trainer.replacing takes both out again).
         """
+        for item in items:
+            if "fault" in item:
+                return {"fault": item["fault"]}
         length = max(len(item["input_ids"]) for item in items)
         if self.multiple_of:
             length = -(-length // self.multiple_of) * self.multiple_of
         fills = {"input_ids": self.pad_token_id, "labels": IGNORE, "mm_token_type_ids": 0}
-        batch = {
+        batch: dict[str, Any] = {
             key: torch.stack([_padded(item[key], length, fill) for item in items])
             for key, fill in fills.items()
         }
@@ -110,6 +122,9 @@ class Collator:
             rows = [item[key] for item in items if key in item]
             if rows:
                 batch[key] = torch.cat(rows)
+        replaced = [item["replaced"] for item in items if "replaced" in item]
+        if replaced:
+            batch["replaced"] = replaced
         batch["sample_index"] = torch.tensor([item["index"] for item in items])
         return batch
 
@@ -142,52 +157,20 @@ def load_dataset(
 def kept_length(encoded: Encoded, max_length: int | None) -> int:
     """Tokens to keep of a sequence: all, or the first `max_length`.
 
-    Only trailing text is ever cut. Raises ValueError when the cut would take or split an
+    Only trailing text is ever cut. Raises LengthError when the cut would take or split an
     image, or would leave nothing to learn.
     """
     length = len(encoded.input_ids)
     if max_length is None or length <= max_length:
         return length
     if any(end > max_length for _, end in encoded.image_spans):
-        raise ValueError(
+        raise LengthError(
             f"{length} tokens, the limit is {max_length}, and the cut would go through an image "
             "or before it: use a smaller picture or raise max_length"
         )
     if all(label == IGNORE for label in encoded.labels[:max_length]):
-        raise ValueError(f"{length} tokens, and nothing to learn in the first {max_length}")
+        raise LengthError(f"{length} tokens, and nothing to learn in the first {max_length}")
     return max_length
-
-
-def media_file(root: Path, name: str) -> Path:
-    """The file that a sample's media path means, with every link followed.
-
-    `root` is the resolved media root. Raises ValueError for web addresses and embedded
-    data, for what is no file, and for what lies outside the root after following links.
-    """
-    if "://" in name or name.startswith("data:"):
-        raise ValueError(f"{name[:80]}: only files are read, no addresses and no embedded data")
-    try:
-        path = (root / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as fault:
-        raise ValueError(f"{name}: {getattr(fault, 'strerror', None) or fault}") from None
-    if not path.is_relative_to(root):
-        raise ValueError(f"{name}: lies outside the media root {root}")
-    if not path.is_file():
-        raise ValueError(f"{name}: not a file")
-    return path
-
-
-def open_picture(path: Path) -> PIL.Image.Image:
-    """The picture in RGB, turned upright as its EXIF data says.
-
-    Raises ValueError (naming the file) when it is no picture, is cut off, or is too large
-    to be decoded safely.
-    """
-    try:
-        with PIL.Image.open(path) as picture:
-            return PIL.ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise ValueError(f"{path}: {fault}") from fault
 
 
 def _padded(row: torch.Tensor, length: int, fill: int) -> torch.Tensor:

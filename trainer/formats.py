@@ -6,9 +6,17 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
-from orchestrator.contract.dataset import IMG_TAG, PLACEHOLDER, keyed_media, part_media, reference
+from orchestrator.contract.dataset import (
+    IMG_TAG,
+    MEDIA_KEYS,
+    PLACEHOLDER,
+    keyed_media,
+    part_media,
+    reference,
+)
 from orchestrator.errors import UserError
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
@@ -63,21 +71,29 @@ class ChatSample:
 
 
 class DataError(UserError):
-    """A fault of one sample: which file, which record (from 0), and what is wrong."""
+    """A fault of one sample: which file, which record (from 0), and what is wrong.
 
-    def __init__(self, file: str, record: int, reason: str) -> None:
+    `kind` is the fault's name in `trainer.kinds`.
+    """
+
+    def __init__(self, file: str, record: int, reason: str, kind: str = "sample") -> None:
         super().__init__(f"{file}: record {record}: {reason}")
         self.file = file
         self.record = record
         self.reason = reason
+        self.kind = kind
 
-    def __reduce__(self) -> tuple[type[DataError], tuple[str, int, str]]:
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, int, str, str]]:
         """Keep the arguments when a DataLoader worker hands the error over."""
-        return DataError, (self.file, self.record, self.reason)
+        return DataError, (self.file, self.record, self.reason, self.kind)
 
 
 class _Fault(Exception):
-    """A reason without its place."""
+    """A kind and a reason without their place."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def normalise(sample: Mapping[str, Any], index: int, *, file: str = "<data>") -> ChatSample:
@@ -90,41 +106,56 @@ def normalise(sample: Mapping[str, Any], index: int, *, file: str = "<data>") ->
     try:
         return ChatSample(index, _checked(_turns(sample)))
     except _Fault as fault:
-        raise DataError(file, index, str(fault)) from None
+        raise DataError(file, index, str(fault), fault.kind) from None
 
 
 def _turns(sample: Mapping[str, Any]) -> tuple[Turn, ...]:
     for key in _VIDEO_KEYS:
         if sample.get(key):
-            raise _Fault(f"`{key}`: videos are not supported")
+            raise _Fault("video", f"`{key}`: videos are not supported")
     shapes = [key for key in ("conversations", "messages") if key in sample]
     if len(shapes) != 1:
-        raise _Fault("needs either `conversations` or `messages`" + (", not both" * bool(shapes)))
+        raise _Fault(
+            "shape", "needs either `conversations` or `messages`" + (", not both" * bool(shapes))
+        )
     raw = sample[shapes[0]]
     if not isinstance(raw, list) or not raw:
-        raise _Fault(f"`{shapes[0]}` must be a list of turns that is not empty")
+        raise _Fault("turns", f"`{shapes[0]}` must be a list of turns that is not empty")
+    _check_keyed(sample)
     media = deque(keyed_media(sample))
     read = _conversation_turn if shapes[0] == "conversations" else _message_turn
     turns = tuple(_at(number, turn, read, media) for number, turn in enumerate(raw))
     if media:
-        raise _Fault(f"{len(media)} more images listed than {PLACEHOLDER} placeholders")
+        raise _Fault(
+            "image-count", f"{len(media)} more images listed than {PLACEHOLDER} placeholders"
+        )
     return turns
+
+
+def _check_keyed(sample: Mapping[str, Any]) -> None:
+    """Entries of `image` and `images` that name nothing would shift all later ones."""
+    for key in MEDIA_KEYS:
+        value = sample.get(key)
+        entries = value if isinstance(value, list) else [value] if value else []
+        for number, entry in enumerate(entries):
+            if reference(entry) is None:
+                raise _Fault("image-entry", f"`{key}` entry {number} names no path: {entry!r:.60}")
 
 
 def _at(number: int, raw: object, read: Any, media: deque[str]) -> Turn:
     if not isinstance(raw, Mapping):
-        raise _Fault(f"turn {number}: {type(raw).__name__} instead of an object")
+        raise _Fault("turn", f"turn {number}: {type(raw).__name__} instead of an object")
     try:
         turn: Turn = read(raw, media)
     except _Fault as fault:
-        raise _Fault(f"turn {number}: {fault}") from None
+        raise _Fault(fault.kind, f"turn {number}: {fault}") from None
     return turn
 
 
 def _conversation_turn(raw: Mapping[str, Any], media: deque[str]) -> Turn:
     value = raw.get("value")
     if not isinstance(value, str):
-        raise _Fault("`value` must be a text")
+        raise _Fault("value", "`value` must be a text")
     return Turn(_role(raw.get("from"), "from"), _joined(_split(value, media, tags=True)))
 
 
@@ -135,14 +166,14 @@ def _message_turn(raw: Mapping[str, Any], media: deque[str]) -> Turn:
     elif isinstance(content, list):
         parts = _joined(_content_part(part, media) for part in content)
     else:
-        raise _Fault("`content` must be a text or a list of parts")
+        raise _Fault("value", "`content` must be a text or a list of parts")
     return Turn(_role(raw.get("role"), "role"), parts)
 
 
 def _role(value: object, key: str) -> Role:
     role = _ROLES.get(value) if isinstance(value, str) else None
     if role is None:
-        raise _Fault(f"`{key}` is {value!r}, known are {', '.join(_ROLES)}")
+        raise _Fault("role", f"`{key}` is {value!r}, known are {', '.join(_ROLES)}")
     return role
 
 
@@ -152,7 +183,7 @@ def _content_part(part: object, media: deque[str]) -> Part:
         return Text(part["text"])
     if isinstance(part, Mapping) and kind in ("image", "image_url"):
         return Image(part_media(part) or _next(media))
-    raise _Fault(f"content part of type {kind!r}, known are text, image, image_url")
+    raise _Fault("part", f"content part of type {kind!r}, known are text, image, image_url")
 
 
 def _split(value: str, media: deque[str], *, tags: bool) -> Iterator[Part]:
@@ -166,20 +197,20 @@ def _split(value: str, media: deque[str], *, tags: bool) -> Iterator[Part]:
         end = match.end()
     rest = value[end:]
     if tags and ("<img>" in rest or "</img>" in rest):
-        raise _Fault("an <img> tag that is not closed, or closed but not opened")
+        raise _Fault("img-tag", "an <img> tag that is not closed, or closed but not opened")
     yield Text(rest)
 
 
 def _tagged(value: str) -> str:
     path = reference(value)
     if path is None or "<img>" in path:
-        raise _Fault(f"no path in <img>{value}</img>")
+        raise _Fault("img-tag", f"no path in <img>{value}</img>")
     return path
 
 
 def _next(media: deque[str]) -> str:
     if not media:
-        raise _Fault(f"more {PLACEHOLDER} placeholders than images listed")
+        raise _Fault("image-count", f"more {PLACEHOLDER} placeholders than images listed")
     return media.popleft()
 
 
@@ -195,18 +226,28 @@ def _joined(parts: Iterator[Part]) -> tuple[Part, ...]:
     return tuple(joined)
 
 
+def _is_unicode(text: str) -> bool:
+    """False for texts with half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def _checked(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """The turns, if a system text, users and assistants come in a learnable order."""
     for number, turn in enumerate(turns):
         if not any(isinstance(p, Image) or p.text.strip() for p in turn.parts):
-            raise _Fault(f"turn {number}: nothing is said")
+            raise _Fault("empty-turn", f"turn {number}: nothing is said")
+        if any(isinstance(p, Text) and not _is_unicode(p.text) for p in turn.parts):
+            raise _Fault("value", f"turn {number}: half of a surrogate pair in the text")
         if turn.role == "system" and number:
-            raise _Fault(f"turn {number}: a system text may only come first")
+            raise _Fault("order", f"turn {number}: a system text may only come first")
         if turn.role == "assistant" and any(isinstance(p, Image) for p in turn.parts):
-            raise _Fault(f"turn {number}: the assistant cannot show an image")
+            raise _Fault("assistant-image", f"turn {number}: the assistant cannot show an image")
     roles = [turn.role for turn in turns if turn.role != "system"]
     if roles[:1] != ["user"]:
-        raise _Fault("the first turn must be the user's")
+        raise _Fault("order", "the first turn must be the user's")
     if "assistant" not in roles:
-        raise _Fault("no turn of the assistant, so nothing to learn")
+        raise _Fault("no-reply", "no turn of the assistant, so nothing to learn")
+    for before, after in pairwise(roles):
+        if before == after:
+            raise _Fault("alternation", f"two turns of the {after} in a row: join them to one")
     return turns

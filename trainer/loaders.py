@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,14 +13,34 @@ from trainer.notice import NOTICE_SIGNALS, ignore_in_worker
 from trainer.rank import die_with
 
 
-def make_loader(dataset: Any, sampler: Any, collate: Any, args: Any, seed: int) -> DataLoader[Any]:
+class WatchedLoader(DataLoader[Any]):
+    """A DataLoader that shows each batch to `watch` in this process, before anyone else."""
+
+    watch: Callable[[dict[str, Any]], None] | None = None
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if self.watch is not None:
+                self.watch(batch)
+            yield batch
+
+
+def make_loader(
+    dataset: Any,
+    sampler: Any,
+    collate: Any,
+    args: Any,
+    seed: int,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> WatchedLoader:
     """A plain loader, not for accelerate to prepare (it would re-shard and repeat).
 
     args: the TrainingArguments, for the dataloader_* fields
     seed: of the loader's own generator
+    watch: sees each batch first, and may raise
     """
     workers = args.dataloader_num_workers
-    return DataLoader(
+    loader = WatchedLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
@@ -31,6 +51,8 @@ def make_loader(dataset: Any, sampler: Any, collate: Any, args: Any, seed: int) 
         worker_init_fn=_init_worker,
         multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
     )
+    loader.watch = watch
+    return loader
 
 
 def _init_worker(_number: int) -> None:

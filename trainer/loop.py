@@ -19,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
 from trainer import evaluation, restore, rng
+from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
 from trainer.engine import install
@@ -41,6 +42,7 @@ class Parts:
     group: Group
     votes: Votes
     committer: Committer
+    background: Background
     base: BaseWatch
     steps: StepLog
     sampler: RankBatchSampler
@@ -61,15 +63,26 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, parts: Parts, saver_options: dict[str, Any], **options: Any) -> None:
         super().__init__(**options)
         self._parts = parts
-        saver = Saver(self, parts.committer, parts.base, parts.steps.metrics, **saver_options)
+        saver = Saver(
+            self,
+            parts.committer,
+            parts.background,
+            parts.base,
+            parts.steps.metrics,
+            **saver_options,
+        )
         self._ledger = Ledger(
             parts.rank,
             parts.group,
             parts.votes,
             parts.committer,
-            saver.write,
-            parts.assignment.start,
-            parts.manifest,
+            parts.background,
+            write=saver.write,
+            stage=saver.stage,
+            salvage=saver.salvage,
+            save_seconds=parts.assignment.save_seconds,
+            start=parts.assignment.start,
+            manifest=parts.manifest,
         )
         self._distributed = parts.group.size > 1
         self._start_step = 0 if parts.manifest is None else parts.manifest.step
@@ -124,7 +137,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         batches: list[Any] = []
         while len(batches) < num_batches and not self._parts.rank.board.raised:
             batches.append(next(epoch_iterator))
-        if self._parts.votes.cast().stop:
+        if self._ledger.vote().stop:
             self._ledger.stop(self.state.global_step, micro=0)
         if self.state.global_step == self._start_step:
             self._parts.rank.phase("training")
@@ -140,7 +153,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._parts.steps.micro_batch(samples, loss)
         self._micro += 1
-        if self._micro < self._window_size and self._parts.votes.cast().stop:
+        if self._micro < self._window_size and self._ledger.vote().stop:
             assert self._window is not None
             self._window.rewind(self)
             self._ledger.stop(self.state.global_step, micro=self._micro)
@@ -159,12 +172,12 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self.control.should_log |= self._epoch_ends(self.args.logging_strategy)
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
-        vote = self._parts.votes.cast(step)
+        vote = self._ledger.vote(step)
         if vote.stop:
             self._ledger.stop(self.state.global_step, pending_eval=evaluate)
         last = step >= self.state.max_steps
         if vote.save_due and not last:
-            self._ledger.save(step, "interval", pending_eval=evaluate)
+            self._ledger.begin_save(step, pending_eval=evaluate)
         if evaluate:
             self._evaluate_now()
         if last:
@@ -174,7 +187,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         """Replaces the Trainer's: every sample once, a vote at every batch."""
         parts = self._parts
         metrics = evaluation.run(
-            self, parts.evaluation_loader, parts.group, lambda: parts.votes.cast().stop
+            self, parts.evaluation_loader, parts.group, lambda: self._ledger.vote().stop
         )
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(

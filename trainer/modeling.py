@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import ModelSpec, ResolvedJob
 from orchestrator.errors import UserError
 from trainer.families import Family, family_of, lora_pattern
@@ -73,6 +74,15 @@ class Loaded:
             f"parameters train ({share:.2f} %)"
         )
         return "\n".join(lines)
+
+    def listing(self) -> dict[str, Any]:
+        """The same in full, to be stored: one row for each adapted module."""
+        return {
+            "family": self.family.name,
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+            "modules": to_json(self.table),
+        }
 
 
 def load_model(job: ResolvedJob, device: torch.device) -> Loaded:

@@ -29,6 +29,8 @@ _PR_SET_PDEATHSIG = 1
 PEER_PATIENCE_S = 2.0
 """A peer that leaves at a notice breaks our collective before the notice reaches us."""
 FLUSH_S = 1.0
+WAY_OUT_LIMIT_S = 5.0
+"""The kernel ends a rank whose way out hangs: without memory not even a thread starts."""
 
 
 class Work(Protocol):
@@ -104,18 +106,22 @@ class Rank:
             **more,
         )
 
-    def end(self, ending: Ending) -> NoReturn:
-        """Say goodbye and leave at once: interpreter shutdown may hang or abort."""
+    def say(self, ending: Ending) -> None:
+        """Last words: from now on they count, whatever becomes of this process."""
         self.board.enter_loop()
-        self._say(ending)
-        _flush_output()
-        os._exit(ending.code)
+        self._last_words(ending)
 
-    def _say(self, ending: Ending) -> None:
+    def _last_words(self, ending: Ending) -> None:
         self._link.send(
             "ending", code=int(ending.code), reason=ending.reason, message=ending.message[:4000]
         )
         self._link.flush(FLUSH_S)
+
+    def leave(self, code: int) -> NoReturn:
+        """Leave at once: interpreter shutdown may hang or abort."""
+        self._link.flush(FLUSH_S)
+        _flush_output()
+        os._exit(code)
 
     def _on_signal(self, name: str) -> None:
         self._link.send("notice", signal=name, rank=self.number)
@@ -130,10 +136,14 @@ class Rank:
                 self._assignments.put(from_json(Assignment, message.get("assignment")))
             except MalformedJson as fault:
                 fault_of_ours = InternalError(f"the assignment cannot be read: {fault}")
-                self.end(ending_of(fault_of_ours, noticed=False))
+                ending = ending_of(fault_of_ours, noticed=False)
+                self.say(ending)
+                self.leave(ending.code)
 
     def _leave_loading(self) -> None:
-        self._say(Ending(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", "stopped while loading"))
+        self._last_words(
+            Ending(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", "stopped while loading")
+        )
         os._exit(ExitCode.PREEMPTED_NOTHING_NEW)
 
 
@@ -146,12 +156,13 @@ def run(work: Work) -> NoReturn:
         ending = work.train(rank, rank.wait_assignment())
     except BaseException as fault:  # noqa: BLE001 - every way out becomes a verdict
         ending = _judge(rank, fault)
-    rank.board.enter_loop()
+    rank.say(ending)
+    signal.setitimer(signal.ITIMER_REAL, WAY_OUT_LIMIT_S)
     try:
         work.close()
     except Exception:  # noqa: BLE001 - the verdict stands
         traceback.print_exc()
-    rank.end(ending)
+    rank.leave(ending.code)
 
 
 def _judge(rank: Rank, fault: BaseException) -> Ending:

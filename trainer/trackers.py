@@ -6,6 +6,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.storage import copies
+from orchestrator.storage.protocol import Storage
+
+
+def board_folder(storage: Storage, run_id: str, warn: Callable[[str], None]) -> Path:
+    """Where TensorBoard writes: in the run directory if that lies on a file system."""
+    local = storage.local_path("tensorboard")
+    if local is not None:
+        return local
+    folder = copies.private_folder(None, run_id, "tensorboard")
+    warn(
+        f"TensorBoard cannot write to {storage.uri}: its files are in {folder} on this node only; "
+        "every step stands in the run directory (`qvl-orchestrate metrics`)"
+    )
+    return folder
+
 
 class TensorBoard:
     """Scalars of rank 0; silent if TensorBoard is not installed or there is no local folder.

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.agent SPEC_FILE`: one agent a node, also as PID 1."""
+"""`python -m orchestrator.agent SPEC`: one agent a node, also as PID 1."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import sys
 from pathlib import Path
 
 from orchestrator.agent.identity import process_id
+from orchestrator.agent.start import read_spec
 from orchestrator.agent.supervisor import Supervisor
 from orchestrator.clock import SystemClock
+from orchestrator.contract import env as names
 from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads
-from orchestrator.contract.spec import TrainSpec
+from orchestrator.contract.jsonio import MalformedJson
 
 
 def main() -> int:
     """Parse, supervise, and return the attempt's exit code on this node."""
     parser = argparse.ArgumentParser(prog="orchestrator.agent", description=__doc__)
-    parser.add_argument("spec", help="file with the TrainSpec as JSON")
+    parser.add_argument("spec", help=f"file with the TrainSpec as JSON; - = ${names.SPEC}")
     parser.add_argument("--agents-dir", type=Path, help="where to say `queued` or `started`")
     options = parser.parse_args()
     os.umask(0o077)
     try:
-        spec = from_json(TrainSpec, loads(Path(options.spec).read_bytes()))
+        spec = read_spec(options.spec, os.environ)
     except (OSError, MalformedJson) as fault:
         sys.stderr.write(f"agent: cannot read {options.spec}: {fault}\n")
         return ExitCode.REFUSED

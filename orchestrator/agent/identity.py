@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.contract import env as names
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -61,5 +63,5 @@ def identify(backend: str, environ: Mapping[str, str], agent_pid: int) -> Identi
             host=host,
         )
     if backend == "kubernetes":
-        return Identity(environ["QVL_JOB_UID"], 0, None, host)
+        return Identity(environ[names.JOB_UID], 0, None, host)
     return Identity(process_id(agent_pid) or f"{agent_pid}-0-{boot_id()}", 0, 0, host)

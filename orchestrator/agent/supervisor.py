@@ -8,7 +8,7 @@ import secrets
 import selectors
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from orchestrator.agent import child as children
 from orchestrator.agent import devices
 from orchestrator.agent.child import Child
 from orchestrator.agent.outcome import RankEnd, node_outcome, verdict_fields
+from orchestrator.agent.start import leave_word
 from orchestrator.clock import Clock
 from orchestrator.contract import env as names
 from orchestrator.contract.codes import CRASH, ExitCode, normalize
@@ -28,7 +29,10 @@ SETTLE_S = 10.0
 """How long the other ranks may go on after one has failed, to leave their own words."""
 VERDICT_S = 15.0
 """How long the helper may take to store the verdict when no deadline is near."""
+OTHERS_RESERVE_S = 3.0
+"""Of that, what is kept for telling the verdict after having waited for the other nodes'."""
 HELPER_RESTARTS = 3
+PREEMPTED = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Supervisor:
         self._refusal: Message | None = None
         self._assigned = False
         self._verdict: int | None = None
+        self._again: bool | None = None
+        """Whether the helper wants this job started again at once."""
         self._helper_starts = 0
         self._log_rests: dict[int, bytes] = {}
         self._token = secrets.token_hex(16)
@@ -70,6 +76,13 @@ class Supervisor:
 
     def run(self) -> int:
         """The whole life of this agent; returns its exit code."""
+        code = self._live()
+        word = code if self._verdict is None else self._verdict
+        again = code in PREEMPTED if self._again is None else self._again
+        leave_word(os.environ, word, again=again)
+        return code
+
+    def _live(self) -> int:
         lease = self._wait_for_devices()
         if lease is None:
             return ExitCode.PREEMPTED_NOTHING_NEW
@@ -145,7 +158,8 @@ class Supervisor:
         argv = [self._spec.python, "-m", "orchestrator.helper", self._spec_file]
         if self._assigned:
             argv.append("--rejoin")
-        environ = {**os.environ, names.AGENT_TOKEN: self._token}
+        credentials = _read_secrets(self._spec.secrets_file)
+        environ = {**os.environ, **credentials, names.AGENT_TOKEN: self._token}
         self._helper = children.start("helper", argv, environ)
         self._watch_link(self._helper)
 
@@ -237,12 +251,15 @@ class Supervisor:
                 rank.send("assign", {"assignment": message["assignment"]})
         elif kind == "refused":
             self._refusal = message
+            self._verdict = int(message["verdict"])
+            self._again = bool(message.get("again"))
             self._say(str(message.get("message", "refused")))
             self._kill_ranks()
         elif kind == "stop":
             self._on_notice(str(message["reason"]), float(message["seconds_left"]), None)
         elif kind == "verdict":
             self._verdict = int(message["code"])
+            self._again = bool(message.get("again"))
 
     def _on_end(self, child: Child) -> None:
         if child is self._helper:
@@ -302,14 +319,18 @@ class Supervisor:
         message = self._refusal or {}
         return int(message.get("code", ExitCode.REFUSED))
 
-    def _store_outcome(self, fields: object) -> int | None:
+    def _store_outcome(self, fields: Mapping[str, object]) -> int | None:
         if self._helper is None or not self._helper.alive:
             return None
-        self._helper.send("outcome", fields if isinstance(fields, dict) else {})
-        limit = VERDICT_S
+        limit = VERDICT_S * 2
         if self._notice is not None:
-            limit = max(0.5, self._notice.deadline - self._clock.monotonic() - 0.2)
-        self._wait_for_helper(min(limit, VERDICT_S * 2))
+            left = self._notice.deadline - self._clock.monotonic() - 0.2
+            limit = min(limit, max(0.5, left))
+        elif self._spec.nodes == 1:
+            limit = VERDICT_S
+        others = max(0.0, limit - OTHERS_RESERVE_S) if self._spec.nodes > 1 else 0.0
+        self._helper.send("outcome", {**fields, "seconds": others})
+        self._wait_for_helper(limit)
         return self._verdict
 
     def _wait_for_helper(self, seconds: float) -> None:

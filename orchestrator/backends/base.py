@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
+from orchestrator.contract.records import Ending
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.domain.facts import BackendPhase
@@ -30,6 +31,10 @@ class Capabilities:
     """Seconds between notice and kill, where the backend decides them."""
     backoff_base_s: float = 60.0
     """First waiting time after a failure."""
+    poll_s: float = 0.25
+    """How often a controller of one run asks for its job."""
+    starts_once: bool = False
+    """A job is one attempt: what it starts once the attempt has ended stands aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,15 @@ class Observation:
 
     phase: BackendPhase
     detail: str = ""
+    """The backend's own words, for a person."""
+    ending: Ending = ""
+    """For `gone`: how it ended."""
+    restarts: int = 0
+    """How often the backend itself started the job again, as far as it says."""
+    forgotten: bool = False
+    """For `unknown`: the backend answers, but does not know the job any more."""
+    stuck: str = ""
+    """For a job that waits for what will not come: a word for it; the reason is `detail`."""
 
 
 class Backend(Protocol):
@@ -73,7 +87,37 @@ class Backend(Protocol):
         """End the job with its grace; no error if it has ended."""
 
 
-_BACKENDS = {"local": "orchestrator.backends.local.backend"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A run that a backend knows of."""
+
+    run_id: str
+    uri: str
+    """Its run directory."""
+
+
+@runtime_checkable
+class RemembersRuns(Protocol):
+    """A backend that keeps things of a run beside its jobs. Every call may be repeated."""
+
+    def withdraw(self, backend_id: str, why: str) -> None:
+        """Take back a job that is stuck; it then counts as `unstartable`, not as cancelled."""
+
+    def forget_secrets(self, run_id: str, backend_id: str) -> None:
+        """Remove the run's secret values."""
+
+    def forget_run(self, run_id: str, backend_id: str) -> None:
+        """Remove everything of the run."""
+
+    def discover(self) -> Sequence[Found]:
+        """The runs that it knows of, whoever submitted them."""
+
+
+_BACKENDS = {
+    "kubernetes": "orchestrator.backends.kubernetes.backend",
+    "local": "orchestrator.backends.local.backend",
+    "slurm": "orchestrator.backends.slurm.backend",
+}
 
 
 def load_backend(name: str, state_dir: Path) -> Backend:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from orchestrator.cli.common import json_option, out, out_json, registry
@@ -14,24 +12,26 @@ For runs that were submitted on another login node, or after the registry was lo
 in the directories is changed, and a run that is known already keeps its entry.
 """
 _EXAMPLES = """\b
-Example:
+Examples:
   qvl-orchestrate adopt /shared/runs/*
+  qvl-orchestrate adopt s3://bucket/runs/digits-261124-a1b2c3
 """
 
 
 @click.command("adopt", help=_HELP, epilog=_EXAMPLES)
-@click.argument(
-    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True)
 @json_option
-def command(*, directories: tuple[Path, ...], as_json: bool) -> int:
+def command(*, directories: tuple[str, ...], as_json: bool) -> int:
     """Adopt runs (see `_HELP`)."""
+    from orchestrator.clock import SystemClock
+    from orchestrator.controller.status import remember
     from orchestrator.registry.rebuild import read_entry
 
     known = registry()
     entries = [read_entry(directory) for directory in directories]
     for entry in entries:
         known.add(entry)
+        remember(known, SystemClock(), entry)
     if as_json:
         out_json({"runs": [{"run_id": e.run_id, "run_dir": e.uri} for e in entries]})
         return 0

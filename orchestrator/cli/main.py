@@ -36,6 +36,7 @@ Completion of commands and options, in bash (zsh_source, fish_source for the oth
 COMMANDS = {
     "init": "Write a commented job.yaml to start from.",
     "submit": "Submit a job file as a new run.",
+    "data": "Check a data set before it costs GPU time.",
     "status": "Show runs at a glance.",
     "logs": "Show what the ranks print, over all attempts.",
     "events": "Show what happened to a run.",
@@ -47,6 +48,9 @@ COMMANDS = {
     "rm": "Delete a run and its directory.",
     "adopt": "Enter run directories into this machine's registry.",
     "controller": "Look after runs: once (cron) or for ever.",
+    "export": "Write a run's adapter as a folder that plain PEFT loads.",
+    "merge": "Write the base model with a run's adapter merged into it.",
+    "generate": "Ask what a run has trained about a picture.",
     "schema": "Print the JSON schema of job.yaml.",
     "version": "Show versions.",
 }

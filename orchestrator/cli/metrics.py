@@ -58,9 +58,11 @@ def command(*, run: str, as_csv: bool, as_json: bool) -> int:
 def read_curve(storage: Storage) -> list[StepMetrics]:
     """The curve of a run, read from what rank 0 of each attempt wrote."""
     from orchestrator.domain.curve import merge
-    from orchestrator.storage.attempts import read_claims
+    from orchestrator.storage.attempts import read_claims, read_start
 
-    return merge({c.attempt: _lines(storage, c.attempt) for c in read_claims(storage)})
+    numbers = [claim.attempt for claim in read_claims(storage)]
+    starts = {n: point.step for n in numbers if (point := read_start(storage, n)) is not None}
+    return merge({n: _lines(storage, n) for n in numbers}, starts)
 
 
 def _lines(storage: Storage, attempt: int) -> Iterator[StepMetrics]:

@@ -77,7 +77,7 @@ def _show(
     now = clock.now()
     public = [public_row(s.row, now) for s in found]
     if as_json:
-        out_json({"runs": public})
+        out_json({"runs": public, **({"not_shown": left_out} if left_out else {})})
         return
     text = _table(entries, found, public, verbose) + _footer(entries, found, left_out, now)
     sys.stdout.write(before + text)
@@ -121,6 +121,12 @@ def _more(entry: RunEntry, snapshot: Snapshot, verbose: bool) -> list[str]:
     if snapshot.fault is not None:
         seen = f"as of {iso(snapshot.seen_at)[:19]}Z" if snapshot.seen_at else "never seen yet"
         facts.append((f"not refreshed ({seen})", snapshot.fault))
+    needs, grace = snapshot.row.get("save_seconds"), snapshot.row.get("grace_s")
+    if needs and grace and (verbose or needs > grace):
+        facts.append(("a save", f"needs {needs:.1f} s, grace {grace:.0f} s"))
+    template = snapshot.row.get("template")
+    if template and (verbose or template.startswith("user:")):
+        facts.append(("template", template))
     if verbose:
         facts += [
             ("run directory", entry.uri),

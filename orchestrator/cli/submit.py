@@ -46,6 +46,7 @@ Examples:
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
 )
 @click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
+@click.option("--template", type=click.Path(path_type=Path), help="Batch template of your own.")
 @json_option
 def command(
     *,
@@ -54,12 +55,13 @@ def command(
     wait: bool,
     overrides: tuple[str, ...],
     site: Path | None,
+    template: Path | None,
     as_json: bool,
 ) -> int:
     """Submit a job file (see `_HELP`)."""
     if dry_run and wait:
         raise UsageError("--dry-run submits nothing that --wait could follow")
-    resolved, text, settings = read_job(job, overrides, site)
+    resolved, text, settings = read_job(job, overrides, site, template)
     if dry_run:
         _print_dry_run(resolved, settings, as_json)
         return 0
@@ -78,7 +80,7 @@ def command(
 
 
 def read_job(
-    path: Path, overrides: Sequence[str], site_file: Path | None
+    path: Path, overrides: Sequence[str], site_file: Path | None, template: Path | None = None
 ) -> tuple[ResolvedJob, str, SiteSettings]:
     """The resolved job, the text of its file, and what the controller needs of the site.
 
@@ -94,7 +96,8 @@ def read_job(
         node_lost_s=site.node_lost_s,
         group_sharing=site.group_sharing,
     )
-    return resolve_loaded(loaded, site), loaded.text, settings
+    resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
+    return resolved, loaded.text, settings
 
 
 def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from orchestrator.config.sensitive import CURE, known_secret, secret_name, secre
 if TYPE_CHECKING:
     from orchestrator.config.job import JobSpec
 
-SCHEMES = ("file", "s3")
+SCHEMES = ("file", "s3", "gs", "abfs")
 """Schemes of `checkpoint.uri`; without one it is a folder."""
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -27,6 +27,7 @@ def job_faults(job: JobSpec) -> tuple[Fault, ...]:
         *check_training.faults(job),
         *_shape(job),
         *_checkpoint(job),
+        *_local_tier(job),
         *_model(job),
         *_env(job),
         *_secrets(job),
@@ -54,6 +55,24 @@ def _shape(job: JobSpec) -> Iterator[Fault]:
         )
 
 
+def _local_tier(job: JobSpec) -> Iterator[Fault]:
+    folder = job.checkpoint.local_dir
+    if folder is None:
+        return
+    if not folder.startswith("/"):
+        yield Fault(
+            ("checkpoint", "local_dir"),
+            f"{folder!r} is not absolute",
+            "name a folder on the node's own disk, like /scratch",
+        )
+    if job.resources.nodes > 1:
+        yield Fault(
+            ("checkpoint", "local_dir"),
+            "a local tier is for runs on one node",
+            "remove it, or use resources.nodes: 1",
+        )
+
+
 def _checkpoint(job: JobSpec) -> Iterator[Fault]:
     path: Path = ("checkpoint", "uri")
     uri = job.checkpoint.uri
@@ -76,8 +95,8 @@ def _checkpoint(job: JobSpec) -> Iterator[Fault]:
         )
     elif parts.query or parts.fragment:
         yield Fault(path, "the address has a query or fragment", "use scheme://bucket/prefix")
-    elif kind == "s3" and not parts.netloc:
-        yield Fault(path, "the bucket is missing", "use s3://bucket/prefix")
+    elif kind != "file" and not parts.netloc:
+        yield Fault(path, "the bucket is missing", f"use {kind}://bucket/prefix")
     elif kind == "file" and (parts.netloc or not parts.path):
         yield Fault(path, "names no folder of this machine", "use file:///absolute/folder")
 
@@ -99,6 +118,12 @@ def _env(job: JobSpec) -> Iterator[Fault]:
             yield Fault(path, "is not a name of a variable", "use letters, digits and _")
         elif is_reserved_env(name):
             yield Fault(path, "is set by the agent or the scheduler", "remove it")
+        elif name.startswith("AWS_ENDPOINT_URL"):
+            yield Fault(
+                path,
+                "the storage's address is needed by `submit` and the controller too",
+                "export it in their environment, or write it to ~/.aws/config",
+            )
         elif secret_name(name):
             yield Fault(path, "looks like a secret by its name", CURE.format(name=name))
         elif what := secret_value(value):

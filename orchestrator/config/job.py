@@ -6,21 +6,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.config import argtable
 from orchestrator.config.argtable import Block
 from orchestrator.config.duration import parse_duration
-from orchestrator.config.faults import Fault
+from orchestrator.config.fields import (
+    Names,
+    Positive,
+    Section,
+    Text,
+    as_tuple,
+    bundle,
+    refuse,
+    unique,
+)
+from orchestrator.config.slurm import SlurmSection
 
 QLORA: Mapping[str, Any] = {
     "load_in_4bit": True,
@@ -40,21 +41,12 @@ _MAY_BE_EMPTY = frozenset(
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
-def bundle(faults: tuple[Fault, ...]) -> PydanticCustomError:
-    """Faults as one pydantic error; `validate.job_faults` takes them out again."""
-    return PydanticCustomError("faults", "{count} faults", {"count": len(faults), "faults": faults})
-
-
-def _refuse(message: str, hint: str | None = None) -> PydanticCustomError:
-    return bundle((Fault((), message, hint),))
-
-
 def _check_name(value: str) -> str:
     if _NAME.fullmatch(value):
         return value
     slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:40].strip("-")
     hint = f"for example {slug}" if slug else None
-    raise _refuse(f"{value[:60]!r} is not a name: {NAME_RULE}", hint)
+    raise refuse(f"{value[:60]!r} is not a name: {NAME_RULE}", hint)
 
 
 def _check_duration(value: Any) -> Any:
@@ -63,7 +55,7 @@ def _check_duration(value: Any) -> Any:
     try:
         return parse_duration(value)
     except ValueError as fault:
-        raise _refuse(str(fault)) from None
+        raise refuse(str(fault)) from None
 
 
 def _arguments(block: Block) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -76,36 +68,14 @@ def _arguments(block: Block) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return check
 
 
-def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        if values.count(value) > 1:
-            raise _refuse(f"{value} is given twice", "remove one of them")
-    return values
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _as_block(value: Any) -> Any:
     return {"config": value} if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Positive = Annotated[int, Field(ge=1, le=2**31)]
-Names = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), AfterValidator(_unique)]
 PlainBlock = dict[str, Any]
 _DURATION_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}, {"type": "null"}]}
 )
-
-
-class Section(BaseModel):
-    """A block of the job file: unknown fields refused, no silent conversion, frozen."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True
-    )
 
 
 class ModelSection(Section):
@@ -131,6 +101,14 @@ class DataSection(Section):
     fingerprint: Literal["paths", "full"] = Field(
         default="paths",
         description="What identifies the media at a resume: path and size, or the contents too.",
+    )
+    policy: Literal["replace", "stop"] = Field(
+        default="replace",
+        description="A sample that cannot be used: another takes its place, or the run stops.",
+    )
+    max_replaced: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        default=10,
+        description="Broken samples of one index file that are replaced before the run stops.",
     )
 
 
@@ -182,6 +160,11 @@ class CheckpointSection(Section):
     keep_last: Positive = Field(
         default=2, description="Verified checkpoints that are kept, at least 1."
     )
+    local_dir: Text | None = Field(
+        default=None,
+        description="Folder on the node's own disk that gets a copy of each checkpoint: a faster "
+        "source after a restart there, and enough for a commit where the site file says so.",
+    )
 
 
 class PreemptionSection(Section):
@@ -192,8 +175,8 @@ class PreemptionSection(Section):
     )
     signals: Annotated[
         tuple[Signal, ...],
-        BeforeValidator(_as_tuple),
-        AfterValidator(_unique),
+        BeforeValidator(as_tuple),
+        AfterValidator(unique),
         Field(min_length=1),
     ] = Field(default=SIGNALS, description="Signals that are taken as a notice.")
     max_failures_without_progress: Positive = Field(
@@ -264,7 +247,9 @@ class JobSpec(Section):
         default=(),
         description="Names of variables taken from your environment at submit, kept apart.",
     )
-    slurm: PlainBlock = Field(default_factory=dict, description="Settings for Slurm.")
+    slurm: SlurmSection = Field(
+        default_factory=SlurmSection, description="What the job asks of Slurm."
+    )
     kubernetes: PlainBlock = Field(default_factory=dict, description="Settings for Kubernetes.")
     python: Text | None = Field(
         default=None, description="Interpreter of the run; null = the one that submits."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from orchestrator.config.faults import Fault, Place, locate, raise_faults
 from orchestrator.config.faults import Path as FieldPath
@@ -17,12 +18,12 @@ from orchestrator.config.files import (
 )
 from orchestrator.config.job import JobSpec
 from orchestrator.config.overrides import apply
-from orchestrator.config.resolve import absolute, model_faults, resolve
+from orchestrator.config.resolve import absolute, model_faults, resolve, site_faults
 from orchestrator.config.site import SiteConfig, load_site
 from orchestrator.config.validate import check_data, text_as_written
 from orchestrator.config.yamlpos import parse
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.errors import JobFileError
+from orchestrator.errors import JobFileError, UserError
 
 __all__ = ["LoadedJob", "load_job", "load_site", "parse_job", "resolve_file", "resolve_loaded"]
 
@@ -76,19 +77,51 @@ def resolve_file(
     return resolve_loaded(load_job(path, overrides), load_site() if site is None else site)
 
 
-def resolve_loaded(job: LoadedJob, site: SiteConfig) -> ResolvedJob:
+def resolve_loaded(
+    job: LoadedJob,
+    site: SiteConfig,
+    *,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    template: Path | None = None,
+) -> ResolvedJob:
     """Resolve a job after a look at the files that it names.
 
-    Raises JobFaults: a missing model, index, folder or DeepSpeed file, and what `resolve`
-    refuses. Absolute paths of a Kubernetes job are taken to be the pod's, and not looked at.
+    `environ`: the submitter's variables, of which the site may carry some; `template`: a
+    template of the user's own. Raises JobFaults: a missing model, index, folder or DeepSpeed
+    file, and what `resolve` or the site refuses. Absolute paths of a Kubernetes job are taken
+    to be the pod's, and not looked at.
     """
     spec, base_dir = job.spec, job.base_dir
     config, unread = read_deepspeed(spec, base_dir)
     from_hub = is_hub_model(spec, base_dir)
-    found = (*unread, *model_faults(spec, from_hub=from_hub), *file_faults(spec, base_dir))
+    found = (
+        *unread,
+        *model_faults(spec, from_hub=from_hub),
+        *file_faults(spec, base_dir),
+        *site_faults(spec, site),
+    )
     inside: tuple[Fault, ...] = ()
     if config is not None:
         shown = str(job.path.parent / str(spec.deepspeed.config))
         inside = deepspeed_file_faults(spec, base_dir, config, shown)
     raise_faults((*locate(found, job.places), *inside))
-    return resolve(spec, base_dir=base_dir, site=site, from_hub=from_hub, deepspeed_config=config)
+    return resolve(
+        spec,
+        base_dir=base_dir,
+        site=site,
+        from_hub=from_hub,
+        deepspeed_config=config,
+        environ=environ,
+        template=_own_template(template, site),
+    )
+
+
+def _own_template(template: Path | None, site: SiteConfig) -> str | None:
+    if template is None:
+        return None
+    if not site.allow_user_template:
+        raise UserError(
+            f"{template}: this site does not allow templates of users",
+            hint="leave out --template, or ask your administrator: allow_user_template",
+        )
+    return absolute(str(template), Path.cwd())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +15,7 @@ from orchestrator.config.check_training import CHECKPOINTING, max_steps
 from orchestrator.config.checks import scheme
 from orchestrator.config.faults import Fault, raise_faults
 from orchestrator.config.job import QLORA, JobSpec
+from orchestrator.config.resolve_slurm import SlurmJob, resolve_slurm, slurm_faults
 from orchestrator.config.site import SiteConfig
 from orchestrator.contract import jsonio
 from orchestrator.contract.plan import BatchPlan
@@ -46,22 +48,26 @@ def resolve(
     job: JobSpec,
     *,
     base_dir: Path,
-    site: SiteConfig,  # noqa: ARG001 - the place for a site's defaults and limits
+    site: SiteConfig,
     from_hub: bool = False,
     deepspeed_config: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    template: str | None = None,
 ) -> ResolvedJob:
     """Everything that an attempt needs to know.
 
     `base_dir` is the absolute folder that relative paths start from, `deepspeed_config` the
     parsed file that `deepspeed.config` names; `from_hub`: `model.path` is an id on the hub and
-    no folder. Raises JobFaults if the DeepSpeed file contradicts the job, if it is missing,
-    or if a model of the hub has no revision.
+    no folder; `environ` are the submitter's variables, `template` is the user's own file.
+    Raises JobFaults if the DeepSpeed file contradicts the job, if it is missing, if a model of
+    the hub has no revision, or for what the site refuses.
     """
-    found = list(model_faults(job, from_hub=from_hub))
+    found = [*model_faults(job, from_hub=from_hub), *site_faults(job, site)]
     if job.deepspeed.config is not None:
         found += deepspeed_faults(job, deepspeed_config)
     raise_faults(found)
     config = _deepspeed(job, deepspeed_config)
+    slurm = _slurm(job, site, environ, template)
     return ResolvedJob(
         name=job.name,
         backend=job.backend,
@@ -76,22 +82,37 @@ def resolve(
         deepspeed=config,
         zero_stage=config["zero_optimization"]["stage"],
         resources=_resources(job),
-        checkpoint=_checkpoint(job, base_dir),
+        checkpoint=_checkpoint(job, base_dir, site),
         preemption=PreemptionSpec(
-            grace_s=job.preemption.grace_s,
+            grace_s=slurm.grace_s,
             signals=tuple(job.preemption.signals),
             max_failures_without_progress=job.preemption.max_failures_without_progress,
         ),
         batch=batch_plan(job),
         resume_versions=job.resume.versions,
         code=tuple(absolute(path, base_dir) for path in job.code),
-        env=dict(job.env),
+        env=dict(slurm.env),
         secrets=job.secrets,
-        python=_python(job, base_dir),
+        python=_python(slurm.python, base_dir),
         max_length=job.max_length,
-        slurm=dict(job.slurm),
+        slurm=dict(slurm.block),
         kubernetes=dict(job.kubernetes),
     )
+
+
+def site_faults(job: JobSpec, site: SiteConfig) -> tuple[Fault, ...]:
+    """What the site refuses of a job."""
+    return slurm_faults(job, site) if job.backend == "slurm" else ()
+
+
+def _slurm(
+    job: JobSpec, site: SiteConfig, environ: Mapping[str, str], template: str | None
+) -> SlurmJob:
+    """The job with the site's settings for Slurm; on another backend, as it stands."""
+    if job.backend == "slurm":
+        return resolve_slurm(job, site, environ=environ, template=template)
+    block = job.slurm.model_dump(mode="json", exclude_unset=True)
+    return SlurmJob(block, job.env, job.preemption.grace_s, job.python)
 
 
 def model_faults(job: JobSpec, *, from_hub: bool) -> tuple[Fault, ...]:
@@ -200,6 +221,8 @@ def _data(job: JobSpec, base_dir: Path) -> DataSpec:
         eval=None if data.eval is None else absolute(data.eval, base_dir),
         media_root=None if data.media_root is None else absolute(data.media_root, base_dir),
         fingerprint=data.fingerprint,
+        policy=data.policy,
+        max_replaced=data.max_replaced,
     )
 
 
@@ -214,7 +237,7 @@ def _resources(job: JobSpec) -> Resources:
     )
 
 
-def _checkpoint(job: JobSpec, base_dir: Path) -> CheckpointSpec:
+def _checkpoint(job: JobSpec, base_dir: Path, site: SiteConfig) -> CheckpointSpec:
     given = job.checkpoint
     minutes = given.every_minutes
     if minutes is None and given.every_steps is None:
@@ -224,6 +247,8 @@ def _checkpoint(job: JobSpec, base_dir: Path) -> CheckpointSpec:
         every_steps=given.every_steps,
         every_minutes=minutes,
         keep_last=given.keep_last,
+        local_dir=given.local_dir,
+        survives=site.survives,
     )
 
 
@@ -236,10 +261,8 @@ def _uri(uri: str, base_dir: Path) -> str:
     return uri.rstrip("/")
 
 
-def _python(job: JobSpec, base_dir: Path) -> str | None:
-    if job.python is None or "/" not in job.python:
-        return job.python
-    return absolute(job.python, base_dir)
+def _python(python: str | None, base_dir: Path) -> str | None:
+    return python if python is None or "/" not in python else absolute(python, base_dir)
 
 
 def _deepspeed(job: JobSpec, user: Mapping[str, Any] | None) -> dict[str, Any]:

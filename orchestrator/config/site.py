@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from orchestrator.config import tomlpos
 from orchestrator.config.argtable import shown
+from orchestrator.config.faults import dotted
+from orchestrator.config.fields import Section, Text
+from orchestrator.config.site_slurm import SlurmSite
 from orchestrator.config.suggest import did_you_mean, listed
 from orchestrator.contract.env import SITE_FILE
 from orchestrator.errors import UserError
@@ -20,10 +24,8 @@ SYSTEM_FILE = Path("/etc/qvl-orchestrate/site.toml")
 MAX_BYTES = 256 * 1024
 
 
-class SiteConfig(BaseModel):
+class SiteConfig(Section):
     """Settings of a site; every one has a default."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     group_sharing: bool = Field(
         default=False, description="Run directories are readable by the group (0750 and 0640)."
@@ -38,6 +40,15 @@ class SiteConfig(BaseModel):
         default="node",
         description="What a committed checkpoint survives: the process, or the node.",
     )
+    templates_dir: Text | None = Field(
+        default=None,
+        description="Folder of the site's templates (slurm/NAME); null = `templates` beside the "
+        "site file.",
+    )
+    allow_user_template: bool = Field(
+        default=True, description="Users may submit with --template, which is then marked."
+    )
+    slurm: SlurmSite = Field(default_factory=SlurmSite, description="What holds on Slurm.")
 
 
 def find_site_file(
@@ -68,7 +79,9 @@ def load_site(path: Path | None = None) -> SiteConfig:
         raw = found.read_bytes()
     except OSError as fault:
         raise UserError(f"{found}: cannot be read: {fault.strerror}") from None
-    return parse_site(raw, str(found))
+    site = parse_site(raw, str(found))
+    folder = found.absolute().parent / (site.templates_dir or "templates")
+    return site.model_copy(update={"templates_dir": str(folder)})
 
 
 def parse_site(raw: bytes, file: str) -> SiteConfig:
@@ -85,23 +98,70 @@ def parse_site(raw: bytes, file: str) -> SiteConfig:
     try:
         return SiteConfig.model_validate(data)
     except ValidationError as error:
-        raise _error(error, file, text) from None
+        lines = tomlpos.lines(text)
+        said = [_line(fault, file, lines) for fault in _faults(error, data)]
+        raise UserError("\n".join(dict.fromkeys(said))) from None
 
 
-def _error(error: ValidationError, file: str, text: str) -> UserError:
-    lines: list[str] = []
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: tuple[str | int, ...]
+    message: str
+
+
+def _faults(error: ValidationError, data: Any) -> Iterator[_Found]:
     for detail in error.errors(include_url=False):
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        where = f"{file}:{line}" if (line := _line(text, name)) else file
-        if detail["type"] == "extra_forbidden":
-            known = list(SiteConfig.model_fields)
-            said = f"unknown field; {did_you_mean(name, known) or f'known: {listed(known)}'}"
+        path = _real_path(detail["loc"], data)
+        if detail["type"] == "faults":
+            for fault in detail["ctx"]["faults"]:
+                hint = f"; {fault.hint}" if fault.hint else ""
+                yield _Found((*path, *fault.path), f"{fault.message}{hint}")
+        elif detail["type"] == "extra_forbidden":
+            name, known = str(path[-1]), list(_fields_at(path[:-1]))
+            near = did_you_mean(name, known) or f"known: {listed(known)}"
+            yield _Found(path, f"unknown field; {near}")
+        elif detail["type"] == "missing":
+            yield _Found(path, "is missing")
         else:
             said = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {shown(detail['input'])}"
-        lines.append(f"{where} {name}: {said}")
-    return UserError("\n".join(lines))
+            yield _Found(path, said)
 
 
-def _line(text: str, name: str) -> int | None:
-    found = re.search(rf"^\s*\[?\[?\"?{re.escape(name)}\"?\s*[=\].]", text, re.MULTILINE)
-    return None if found is None else text[: found.end()].count("\n") + 1
+def _line(fault: _Found, file: str, lines: Mapping[tuple[str | int, ...], int]) -> str:
+    """`site.toml:3 slurm.limits[0].max: ...`, with the line of the nearest enclosing value."""
+    ends = range(len(fault.path), 0, -1)
+    line = next((lines[fault.path[:end]] for end in ends if fault.path[:end] in lines), None)
+    where = file if line is None else f"{file}:{line}"
+    return f"{where} {dotted(fault.path)}: {fault.message}"
+
+
+def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
+    """A location without what pydantic adds to it for unions and validators."""
+    path: list[str | int] = []
+    at = data
+    for i, part in enumerate(loc):
+        try:
+            at = at[part]
+        except (KeyError, IndexError, TypeError):
+            if i < len(loc) - 1 or not isinstance(at, dict):
+                continue
+        path.append(part)
+    return tuple(path)
+
+
+def _fields_at(path: tuple[str | int, ...]) -> Mapping[str, Any]:
+    """The fields of the block at a path."""
+    model: type[BaseModel] = SiteConfig
+    for part in path:
+        if isinstance(part, str):
+            field = model.model_fields.get(part)
+            model = next(iter(_models(field.annotation if field else None)), model)
+    return model.model_fields
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The blocks inside a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -30,6 +30,8 @@ data:
   eval: null
   media_root: null
   # fingerprint: paths          # what identifies the media: paths (and sizes) | full (contents)
+  # policy: replace             # a broken sample: replace it by another | stop
+  # max_replaced: 10            # of one index file; more stop the run
 
 # Fields of {quantization_class}.
 # Without this block: the values below. null: no quantization.
@@ -101,8 +103,19 @@ preemption:
 # python: null                   # interpreter of the run; null = the one that submits
 # max_length: null               # tokens of the longest sample; null = the model's limit
 
-# Settings of one backend, used there only.
-# slurm: {{}}
+# Settings of one backend, used there only. What is left out is the site's default.
+# slurm:
+#   partition: null             # one, or several: a,b
+#   qos: null
+#   account: null
+#   reservation: null
+#   constraint: null            # features the nodes must have
+#   exclude: null               # nodes to keep away from: gpu[3-5]
+#   comment: null
+#   gpu_type: null              # as the site names it
+#   signal_s: null              # notice before the time limit; null = grace_s
+#   options: []                 # further options of sbatch: [--nice=10]
+#   srun_options: []
 # kubernetes: {{}}
 """
 

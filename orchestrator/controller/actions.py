@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +19,23 @@ from orchestrator.controller import lease, rows
 from orchestrator.controller.observe import Seen, observe
 from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
-from orchestrator.controller.submit import collect_secrets, start_submission, write_secrets
+from orchestrator.controller.submit import (
+    collect_secrets,
+    start_submission,
+    with_template,
+    write_secrets,
+)
 from orchestrator.domain.facts import RunFacts
 from orchestrator.domain.states import State
 from orchestrator.errors import CheckpointError, UserError
 from orchestrator.storage import attempts
-from orchestrator.storage.checkpoints import live_commits
-from orchestrator.storage.protocol import NotFound
+from orchestrator.storage.checkpoints import live_commits, read_manifest
+from orchestrator.storage.opening import open_storage
+from orchestrator.storage.protocol import HasUploads, NotFound, Storage
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+REMOVERS = 8
+"""Requests at a time that `remove` sends to a remote storage."""
 LEAVE_S = 5.0
 """How long `remove` waits for the last processes of a run that has ended."""
 
@@ -92,6 +101,7 @@ def resume(
     allowed = tuple(dict.fromkeys((*newest.spec.allow_change, *allow_change)))
     spec = replace(newest.spec, submission=number, allow_change=allowed)
     if job is not None:
+        job = with_template(job)
         spec = _changed_spec(run, spec, job)
     spec = _with_secrets(run, spec, job or run.job(spec.resolved))
     if job is not None:
@@ -165,6 +175,10 @@ def _resolve_ref(seen: Seen, ref: str) -> str:
         if not path.is_dir():
             raise CheckpointError(f"{path} is no checkpoint directory")
         return str(path)
+    if "://" in ref:
+        root, _, name = ref.rstrip("/").rpartition("/")
+        read_manifest(open_storage(root), name, None)
+        return ref.rstrip("/")
     return find_commit(live_commits(seen.view), ref).commit().directory
 
 
@@ -191,9 +205,23 @@ def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
     if local is not None:
         shutil.rmtree(local.parent)
     else:
-        for entry in run.storage.list("", deep=True):
-            run.storage.delete(entry.path)
+        _remove_objects(run.storage)
     run.registry.remove(run.run_id)
+
+
+def _remove_objects(storage: Storage) -> None:
+    """Everything of a remote run; what says that it is one goes last, so that a `rm` that was
+    cut off can be repeated.
+    """
+    paths = [e.path for e in storage.list("", deep=True)]
+    first = [p for p in paths if p != layout.RESOLVED and not p.startswith(layout.SUBMISSIONS)]
+    for some in (first, [p for p in paths if p not in set(first)]):
+        with ThreadPoolExecutor(REMOVERS) as pool:
+            for _ in pool.map(storage.delete, some):
+                pass
+    if isinstance(storage, HasUploads):
+        for upload in list(storage.uploads()):
+            storage.abort_upload(upload)
 
 
 def _when_left(run: Run) -> Seen:

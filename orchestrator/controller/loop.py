@@ -16,10 +16,8 @@ from orchestrator.controller.run import Run, open_entry
 from orchestrator.errors import QvlError
 from orchestrator.registry.store import Registry
 
-POLL_S = 0.25
-"""How often a local job is asked for; a question costs one read of /proc."""
 REFRESH_S = 10.0
-"""A full pass happens at least this often."""
+"""A full pass happens at least this often, or at the pace that the backend wants."""
 _detached: list[subprocess.Popen[bytes]] = []
 """Controllers that this process started: known until they are reaped."""
 
@@ -43,13 +41,14 @@ def follow(run: Run, clock: Clock) -> Step | None:
 
 def _pause(run: Run, step: Step, clock: Clock) -> None:
     """Wait until the job has ended, or it is time for a full pass."""
+    poll_s = run.backend.capabilities.poll_s
     until = clock.monotonic() + REFRESH_S
     backend_id = step.row["backend_job_id"]
-    clock.sleep(POLL_S)
+    clock.sleep(poll_s)
     while backend_id is not None and clock.monotonic() < until:
         if not still_running(run, backend_id):
             return
-        clock.sleep(POLL_S)
+        clock.sleep(poll_s)
 
 
 def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlError], None]) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.backends.base import RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import SubmissionId, SubmissionRecord
 from orchestrator.controller import rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
@@ -54,11 +55,19 @@ def reconcile(run: Run) -> Step:
         decision = decide(seen.facts)
     elif isinstance(decision, Stop) and seen.backend_id is not None:
         run.backend.cancel(seen.backend_id)
+    elif isinstance(decision, Hold) and seen.facts.stuck and seen.backend_id is not None:
+        _withdraw(run, seen.backend_id, decision)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
     row = rows.full_row(run, seen, decision, state)
     _record_end(run, seen, decision, state, row)
     run.registry.saw(run.run_id, row, final=state in FINAL, at=run.clock.now())
     return Step(state, decision, row)
+
+
+def _withdraw(run: Run, backend_id: str, decision: Hold) -> None:
+    """Free what a job holds that waits in vain."""
+    if isinstance(run.backend, RemembersRuns):
+        run.backend.withdraw(backend_id, decision.message)
 
 
 def still_running(run: Run, backend_id: str) -> bool:
@@ -73,6 +82,10 @@ def _record_end(
     before = (run.registry.find(run.run_id).row or {}).get("state")
     if isinstance(decision, Finish):
         _restore_done(run, seen)
+    if isinstance(decision, Cancel) and not seen.facts.tombstone:
+        # Cancelled by the scheduler's own command: as final as a cancel of ours.
+        note = {"time": iso(run.clock.now()), "by": "scheduler"}
+        run.storage.create(layout.TOMBSTONE, canonical(note))
     if state in (State.SUCCEEDED, State.CANCELLED):
         forget_secrets(run)
     if before == state:
@@ -117,6 +130,7 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
         newest,
         number=newest.number + 1,
         reason="requeue",
+        ended=seen.facts.ending,
         time=iso(run.clock.now()),
         reset_batch_plan=newest.reset_batch_plan and not claimed,
         spec=replace(newest.spec, submission=newest.number + 1),
@@ -124,7 +138,10 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     following = with_key(run, following)
     record = attempts.create_submission(run.storage, following) or following
     hand_over(run, record)
-    run.event("requeued", {"submission": record.number, "reason": decision.reason})
+    data = {"submission": record.number, "reason": decision.reason, "ended": seen.facts.ending}
+    if seen.facts.detail:
+        data["detail"] = seen.facts.detail
+    run.event("requeued", data)
 
 
 def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
@@ -148,4 +165,7 @@ def secrets_path(state_dir: Path, run_id: str) -> Path:
 
 def forget_secrets(run: Run) -> None:
     """Remove the secret values of a run."""
+    backend_id = (run.registry.find(run.run_id).row or {}).get("backend_job_id")
+    if backend_id is not None and isinstance(run.backend, RemembersRuns):
+        run.backend.forget_secrets(run.run_id, backend_id)
     secrets_path(run.registry.state_dir, run.run_id).unlink(missing_ok=True)

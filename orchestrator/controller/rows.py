@@ -34,6 +34,9 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "loss": None,
         "checkpoint_time": None,
         "message": None,
+        "save_seconds": None,
+        "grace_s": None,
+        "template": None,
     }
 
 
@@ -46,12 +49,14 @@ def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str
         "state": state.value,
         "attempt": last.number if last else (seen.summary.attempt if seen.summary else 0),
         "reason": _reason(decision, seen),
-        "message": _message(decision),
+        "message": _message(decision, seen),
         "next": _next(run, decision),
+        "template": seen.newest.template if seen.newest else None,
     }
     if seen.summary is not None:
         row = with_summary(row, seen.summary)
     row["preemptions"] = max(row["preemptions"], seen.facts.preemptions)
+    row["grace_s"] = seen.facts.policy.grace_s
     return row
 
 
@@ -114,8 +119,12 @@ def _reason(decision: Decision, seen: Seen) -> str | None:
     return "cancelled"
 
 
-def _message(decision: Decision) -> str | None:
-    return decision.message if isinstance(decision, Hold | Fail) else None
+def _message(decision: Decision, seen: Seen) -> str | None:
+    """Why it stopped, or what a job that waits is waiting for."""
+    if isinstance(decision, Hold | Fail):
+        return decision.message
+    waits = isinstance(decision, Wait) and seen.facts.backend == "pending"
+    return seen.facts.detail or None if waits else None
 
 
 def _next(run: Run, decision: Decision) -> str | None:

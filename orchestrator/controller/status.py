@@ -102,6 +102,16 @@ def refresh(registry: Registry, clock: Clock, entry: RunEntry) -> Snapshot:
         return _stored(entry, fault.message)
 
 
+def remember(registry: Registry, clock: Clock, entry: RunEntry) -> None:
+    """Store how a run looks that this registry has not seen yet; one that is away stays blank."""
+    try:
+        row = _full(open_entry(registry, entry, clock))
+    except QvlError:
+        return
+    final = row["state"] in FINAL
+    registry.saw(entry.run_id, row, final=final, at=clock.now())
+
+
 def _row(run: Run, entry: RunEntry, *, free: bool) -> dict[str, Any]:
     row = entry.row or rows.blank_row(entry)
     backend_id = row.get("backend_job_id")

@@ -28,6 +28,9 @@ from orchestrator.storage import attempts
 from orchestrator.storage.opening import child, open_storage
 from orchestrator.storage.protocol import Created, Storage, Taken
 
+REPORT_S = 10.0
+"""`TrainSpec.report_s` on a cluster, where each report is a write to shared storage."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSettings:
@@ -67,7 +70,7 @@ def make_spec(
         devices_dir=str(registry.state_dir / "devices") if local else None,
         max_parallel_runs=site.max_parallel_runs,
         node_lost_s=site.node_lost_s,
-        report_s=site.local_report_s if local else 10.0,
+        report_s=site.local_report_s if local else REPORT_S,
     )
 
 
@@ -92,6 +95,7 @@ def submit(
     does not answer; a run that was entered can then be taken up by `controller once`.
     """
     values = collect_secrets(job, environ)
+    job = with_template(job)
     run_id = new_run_id(job.name, clock.now())
     uri = child(job.checkpoint.uri, run_id)
     storage = open_storage(uri, group_sharing=site.group_sharing)
@@ -116,10 +120,23 @@ def submit(
     return run
 
 
+def with_template(job: ResolvedJob) -> ResolvedJob:
+    """The job with the text of its template, so that later submissions of the run use the same.
+
+    Raises UserError for a template that cannot be read.
+    """
+    if job.backend != "slurm":
+        return job
+    from orchestrator.templates.find import SLURM_TEMPLATE, with_frozen
+
+    return replace(job, slurm=with_frozen("slurm", SLURM_TEMPLATE, job.slurm))
+
+
 def start_submission(
     run: Run, spec: TrainSpec, start: StartFrom, *, reason: str, reset_batch_plan: bool = False
 ) -> SubmissionRecord:
     """Create `submissions/<m>.json` as spec.submission and hand it over."""
+    prepared = run.backend.prepare(run.job(spec.resolved), spec)
     record = SubmissionRecord(
         number=spec.submission,
         key="",
@@ -128,6 +145,8 @@ def start_submission(
         start=start,
         reason=reason,
         reset_batch_plan=reset_batch_plan,
+        template=prepared.template,
+        template_sha256=prepared.template_sha256,
         time=iso(run.clock.now()),
     )
     record = with_key(run, record)
@@ -138,9 +157,12 @@ def start_submission(
             hint="look at `qvl-orchestrate status`, then try again",
         )
     backend_id = hand_over(run, record)
+    made_from = {}
+    if record.template is not None:
+        made_from = {"template": record.template, "template_sha256": record.template_sha256}
     run.event(
         "submitted",
-        {"submission": record.number, "backend_id": backend_id, "reason": reason},
+        {"submission": record.number, "backend_id": backend_id, "reason": reason, **made_from},
         writer="cli",
     )
     return record
@@ -150,8 +172,8 @@ def probe(storage: Storage) -> None:
     """Refuse a storage whose create-if-absent does not hold (UserError)."""
     name = f"cache/probe-{secrets.token_hex(8)}"
     first, second = secrets.token_bytes(16), secrets.token_bytes(16)
+    won = storage.create(name, first)
     try:
-        won = storage.create(name, first)
         lost = storage.create(name, second)
     finally:
         storage.delete(name)

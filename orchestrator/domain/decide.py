@@ -3,14 +3,20 @@
 done                                   -> Finish
 cancelled, the job still there         -> Stop
 cancelled, the job gone                -> Cancel
+the job waits for what will not come   -> Hold (and the controller takes it back)
 the job pending, running or unknown    -> Wait
+the job gone, cancelled by other hands -> Cancel (`scancel` is as good as ours)
+the job gone, taken back by us         -> Hold
+the job gone at its time limit         -> Requeue (three without a commit: Hold)
+the job gone, last attempt taken away
+    (node failure, preempted for good) -> Requeue (free; ten without a commit: Hold)
 the job gone, last attempt ended with
     75, 76                             -> Requeue (free; ten without a commit: Hold)
     79                                 -> Requeue (somebody else's start was stale)
     77, plan can shrink                -> Requeue (free)
     78 contract, checkpoint            -> Hold, naming the flag that would allow it
     78 otherwise                       -> Fail
-    a crash                            -> Requeue after a back-off, Fail past the budget
+    a crash, killed for memory         -> Requeue after a back-off, Fail past the budget
 """
 
 from __future__ import annotations
@@ -83,11 +89,25 @@ def decide(facts: RunFacts) -> Decision:
     here = facts.backend in ("pending", "running", "unknown")
     if facts.tombstone:
         return Stop() if here else Cancel()
+    if here and facts.stuck:
+        return Hold(facts.stuck, facts.detail)
     if here:
-        return Wait(f"the job is {facts.backend}")
+        return Wait(facts.detail or f"the job is {facts.backend}")
     if facts.backend == "absent":
         return Requeue("never submitted")
+    if facts.ending == "cancelled":
+        return Cancel()
+    if facts.ending == "unstartable":
+        return Hold("unstartable", facts.detail)
     return _after_end(facts)
+
+
+def starts_again_now(facts: RunFacts) -> bool:
+    """Whether a job that ends with these facts may be started again at once, without a word
+    of the controller's: where `decide` would requeue it without a back-off.
+    """
+    decision = decide(facts)
+    return isinstance(decision, Requeue) and decision.not_before == 0.0
 
 
 def _after_end(facts: RunFacts) -> Decision:
@@ -95,6 +115,10 @@ def _after_end(facts: RunFacts) -> Decision:
     if last is None or last.submission < facts.newest_submission or last.verdict is None:
         return _ended_unclaimed(facts)
     verdict = last.verdict
+    if last.lost:
+        return _held_without_commit(facts) or Requeue(f"taken away ({last.ending or 'restarted'})")
+    if last.ending == "timeout":
+        return _after_time_limit(facts)
     if verdict.code in FREE:
         return _after_preemption(facts, verdict)
     if verdict.code == ExitCode.OUT_OF_MEMORY and last.oom_can_shrink:
@@ -119,6 +143,19 @@ def _ended_unclaimed(facts: RunFacts) -> Decision:
 
 def _after_preemption(facts: RunFacts, verdict: Verdict) -> Decision:
     return _held_without_commit(facts) or Requeue(verdict.reason)
+
+
+def _after_time_limit(facts: RunFacts) -> Decision:
+    """The limit came before a save was through: more time, or a shorter interval, is needed."""
+    limit = facts.policy.max_timeouts_without_commit
+    recent = facts.attempts[-limit:]
+    if len(recent) == limit and all(a.ending == "timeout" and not a.commits for a in recent):
+        return Hold(
+            "time-limit",
+            f"{limit} attempts in a row reached the job's time limit without a new checkpoint; "
+            "save more often (checkpoint.every_steps) or raise resources.time_limit",
+        )
+    return _held_without_commit(facts) or Requeue("time limit")
 
 
 def _held_without_commit(facts: RunFacts) -> Hold | None:
@@ -147,6 +184,8 @@ def _refused(verdict: Verdict) -> Decision:
 
 def _after_failure(facts: RunFacts, verdict: Verdict) -> Decision:
     failures = failures_without_progress(facts.attempts)
+    if facts.ending == "oom":
+        verdict = Verdict(verdict.code, "memory", facts.detail or verdict.message)
     if failures >= facts.policy.max_failures_without_progress:
         return Fail(
             verdict.reason,
@@ -171,7 +210,7 @@ def failures_without_progress(attempts: tuple[AttemptFacts, ...]) -> int:
 
 def _is_failure(attempt: AttemptFacts) -> bool:
     verdict = attempt.verdict
-    if verdict is None or verdict.code in FREE:
+    if verdict is None or verdict.code in FREE or attempt.lost or attempt.ending == "timeout":
         return False
     return not (verdict.code == ExitCode.OUT_OF_MEMORY and attempt.oom_can_shrink)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.contract.records import Ending
 from orchestrator.domain.verdict import Verdict
 
 BackendPhase = Literal["pending", "running", "gone", "unknown", "absent"]
@@ -24,6 +25,10 @@ class AttemptFacts:
     oom_can_shrink: bool = True
     """For code 77: whether the batch plan was above its floor."""
     stopping: bool = False
+    ending: Ending = ""
+    """How the scheduler says that this attempt's job ended, if it was the job's last attempt."""
+    lost: bool = False
+    """Taken away without a word of its own (see `taken_away`): no failure of the run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,7 @@ class Policy:
 
     max_failures_without_progress: int = 3
     max_attempts_without_commit: int = 10
+    max_timeouts_without_commit: int = 3
     backoff_base_s: float = 60.0
     backoff_cap_s: float = 1800.0
     grace_s: float = 60.0
@@ -50,6 +56,12 @@ class RunFacts:
     backend: BackendPhase = "absent"
     backend_since: float | None = None
     """For `unknown`: since when the backend cannot be asked."""
+    ending: Ending = ""
+    """For `gone`: how the backend says that the newest submission's job ended."""
+    stuck: str = ""
+    """For a job that waits for what will not come: a word for it."""
+    detail: str = ""
+    """The backend's own words on the newest submission's job."""
     requeues_itself: bool = False
     """The backend starts the job again without being asked (Slurm)."""
     done: bool = False
@@ -65,3 +77,19 @@ class RunFacts:
     @property
     def preemptions(self) -> int:
         return sum(1 for a in self.attempts if a.verdict and a.verdict.preempted)
+
+
+def taken_away(ending: Ending, *, silent: bool, started_again: bool, after_lost: bool) -> bool:
+    """True if an attempt ended by what the scheduler did, and not by a failure of its own.
+
+    silent: no node left a verdict, nobody saw a notice. started_again: the scheduler itself
+    started the same job once more, which it does after a node failure or a kill of its own.
+    after_lost: so ended the attempt before in the same job; what the failed node left may then
+    kill its successor. A job is `completed` without a word where the batch script outlived
+    its nodes.
+    """
+    if not silent:
+        return False
+    if started_again or ending in ("preempted", "node-fail", "completed"):
+        return True
+    return ending == "killed" and after_lost

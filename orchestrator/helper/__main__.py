@@ -1,4 +1,4 @@
-"""`python -m orchestrator.helper SPEC_FILE [--rejoin]`, started by the agent only."""
+"""`python -m orchestrator.helper SPEC [--rejoin]`, started by the agent only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import ctypes
 import os
 import signal
 import sys
-from pathlib import Path
 
 from orchestrator.agent.identity import identify
+from orchestrator.agent.start import read_spec
 from orchestrator.clock import SystemClock
 from orchestrator.contract import env as names
-from orchestrator.contract.jsonio import from_json, loads
-from orchestrator.contract.spec import TrainSpec
-from orchestrator.contract.wire import attach
+from orchestrator.contract.wire import attach, encode
+from orchestrator.errors import QvlError
+from orchestrator.helper import ending
 from orchestrator.helper.session import Session
 from orchestrator.storage.opening import open_storage
 
@@ -29,18 +29,20 @@ def main() -> int:
     parser.add_argument("spec")
     parser.add_argument("--rejoin", action="store_true")
     options = parser.parse_args()
-    spec = from_json(TrainSpec, loads(Path(options.spec).read_bytes()))
+    spec = read_spec(options.spec, os.environ)
     agent_pid = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     identity = identify(spec.backend, os.environ, agent_pid)
-    session = Session(
-        open_storage(spec.storage),
-        SystemClock(),
-        spec,
-        identity,
-        os.environ[names.AGENT_TOKEN],
-        attach(int(os.environ[names.AGENT_FD])),
-    )
+    link = attach(int(os.environ[names.AGENT_FD]))
+    try:
+        storage = open_storage(spec.storage)
+    except QvlError as fault:
+        code, reason = ending.refusal_code(fault)
+        said = {"code": code, "reason": reason, "message": str(fault), "verdict": int(code)}
+        link.sendall(encode("refused", said))
+        return 0
+    token = os.environ[names.AGENT_TOKEN]
+    session = Session(storage, SystemClock(), spec, identity, token, link)
     return session.run(rejoin=options.rejoin)
 
 

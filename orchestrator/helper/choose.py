@@ -13,16 +13,15 @@ from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.domain.choose import candidates
 from orchestrator.domain.resume import Facts, compare, notes, refusal
 from orchestrator.errors import CheckpointError, ContractRefused, StorageError
-from orchestrator.storage import checkpoints
-from orchestrator.storage.hashing import sha256
+from orchestrator.helper.copying import ADAPTER, NodeCopies
+from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
+from orchestrator.storage.tiers import LocalTier
 
 Report = Callable[[str, dict[str, Any]], None]
 """Takes an event kind and its data."""
-
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,14 @@ class Chooser:
     versions: str
     allowed: tuple[str, ...]
     report: Report
+    copies: NodeCopies
+    tier: LocalTier | None = None
 
     def choose(self, start: StartFrom) -> StartPoint:
-        """The verified start. Raises CheckpointError (all bad) or ContractRefused."""
+        """The verified start. Raises CheckpointError (all bad) or ContractRefused.
+
+        Of a remote storage it names the place there: see NodeCopies.localize.
+        """
         view = self.log.read()
         if view.unreadable:
             numbers = ", ".join(map(str, view.unreadable))
@@ -60,8 +64,13 @@ class Chooser:
 
     def _try(self, record: LogRecord) -> StartPoint | None:
         directory = record.commit().directory
+        found = self._try_here(record)
+        if found is not None:
+            return found
+        if self._elsewhere(record):
+            return None
         try:
-            verified = checkpoints.verify(self.storage, record)
+            verified = self.copies.verify(record)
         except CheckpointError as fault:
             self.report(
                 "checkpoint_bad",
@@ -73,15 +82,42 @@ class Chooser:
             )
             checkpoints.mark_bad(self.log, self.attempt, record, fault.message)
             return None
-        return self._accept(self.storage, directory, verified.manifest, record.seq)
+        return self._accept(directory, self._place(directory), verified.manifest, record.seq)
+
+    def _try_here(self, record: LogRecord) -> StartPoint | None:
+        """From this node's own copy, if it is good; a bad one says nothing of the checkpoint."""
+        if self.tier is None or not self.tier.holds(record):
+            return None
+        directory = record.commit().directory
+        try:
+            verified = checkpoints.verify(self.tier.storage, record)
+        except (CheckpointError, StorageError) as fault:
+            message = f"the copy of {directory} on this node is no good: {fault.message}"
+            self.report("warning", {"message": message})
+            return None
+        place = str(self.tier.storage.local_path(directory))
+        return self._accept(directory, place, verified.manifest, record.seq)
+
+    def _elsewhere(self, record: LogRecord) -> bool:
+        """The checkpoint lies on another node's disk only, or is lost with it."""
+        body = record.commit()
+        if body.tier != "local":
+            return False
+        if checkpoints.is_there(self.storage, body.directory):
+            return False
+        message = f"{body.directory} is on node {body.node} only and cannot be read here"
+        self.report("warning", {"message": message})
+        return True
+
+    def _place(self, directory: str) -> str:
+        """Where ranks find a checkpoint of this run, or a node finds it to copy."""
+        local = self.storage.local_path(directory)
+        return directory if local is None else str(local)
 
     def _accept(
-        self, storage: Storage, directory: str, manifest: CheckpointManifest, seq: int | None
+        self, directory: str, place: str, manifest: CheckpointManifest, seq: int | None
     ) -> StartPoint:
         self._check_contract(manifest, directory)
-        local = storage.local_path(directory)
-        if local is None:
-            raise CheckpointError(f"{directory} is on a storage that ranks cannot read from")
         self.report(
             "resuming",
             {
@@ -91,9 +127,7 @@ class Chooser:
                 "size_bytes": manifest.total_bytes,
             },
         )
-        return StartPoint(
-            kind="checkpoint", step=manifest.step, directory=str(local), commit_seq=seq
-        )
+        return StartPoint(kind="checkpoint", step=manifest.step, directory=place, commit_seq=seq)
 
     def _check_contract(self, manifest: CheckpointManifest, name: str) -> None:
         found = compare(manifest.facts, self.facts, versions=self.versions, allowed=self.allowed)
@@ -112,13 +146,14 @@ class Chooser:
             raise CheckpointError("no checkpoint was named to start from")
         if start.ref.startswith("/"):
             path = Path(start.ref)
-            storage: Storage = PosixStorage(path.parent)
-            return self._accept(
-                storage, path.name, checkpoints.verify_directory(storage, path.name), None
-            )
+            manifest = checkpoints.verify_directory(PosixStorage(path.parent), path.name)
+            return self._accept(path.name, start.ref, manifest, None)
+        if "://" in start.ref:
+            manifest = self.copies.verify_elsewhere(start.ref)
+            return self._accept(start.ref, start.ref, manifest, None)
         record = self._named(start.ref)
-        verified = checkpoints.verify(self.storage, record)
-        return self._accept(self.storage, start.ref, verified.manifest, record.seq)
+        verified = self.copies.verify(record)
+        return self._accept(start.ref, self._place(start.ref), verified.manifest, record.seq)
 
     def _named(self, directory: str) -> LogRecord:
         for record in reversed(checkpoints.live_commits(self.log.read())):
@@ -126,24 +161,38 @@ class Chooser:
                 return record
         raise CheckpointError(f"{directory} is not a checkpoint of this run any more")
 
+    def _adapters(self) -> list[tuple[int, int, str, str]]:
+        """(attempt, step, directory, SHA-256) of every adapter ever stored, newest first."""
+        commits = [r for r in self.log.read().records if r.kind == "commit"]
+        found = [
+            (r.attempt, body.step, body.directory, body.adapter_sha256)
+            for r in commits
+            if (body := r.commit())
+        ]
+        found += [
+            (s.attempt, s.step, s.directory, s.adapter_sha256)
+            for s in attempts.read_salvages(self.storage)
+        ]
+        return sorted(found, reverse=True)
+
     def _weights(self, ref: str | None) -> StartPoint:
         """The newest adapter whose bytes are those committed, even if the rest is damaged."""
         if ref is not None and ref.startswith("/"):
             if not (Path(ref) / ADAPTER).is_file():
                 raise CheckpointError(f"{ref}/{ADAPTER} is missing")
             return StartPoint(kind="weights", directory=ref)
-        for record in reversed(self.log.read().records):
-            if record.kind != "commit" or (ref and record.commit().directory != ref):
+        if ref is not None and "://" in ref:
+            self.copies.fetch_weights(ref, None)
+            return StartPoint(kind="weights", directory=ref)
+        for _, step, directory, digest in self._adapters():
+            if ref and directory != ref:
                 continue
-            body = record.commit()
             try:
-                data = self.storage.get(f"{body.directory}/{ADAPTER}")
-            except StorageError:
+                self.copies.check_weights(directory, digest)
+            except (CheckpointError, StorageError):
                 continue
-            local = self.storage.local_path(body.directory)
-            if sha256(data) == body.adapter_sha256 and local is not None:
-                self.report("resuming", {"weights_of": body.directory, "step": body.step})
-                return StartPoint(kind="weights", directory=str(local))
+            self.report("resuming", {"weights_of": directory, "step": step})
+            return StartPoint(kind="weights", directory=self._place(directory))
         raise CheckpointError(
             "no adapter of this run can be read any more",
             hint="`resume --restart-from scratch` starts anew",

@@ -7,12 +7,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
+from orchestrator.contract.records import LogRecord
 from orchestrator.domain.choose import to_retire
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
 from orchestrator.storage import checkpoints
-from orchestrator.storage.protocol import Storage
+from orchestrator.storage.protocol import HasUploads, Storage
 from orchestrator.storage.runlog import RunLog
+from orchestrator.storage.tiers import LocalTier, upload
+
+STALE_S = 86_400.0
+"""Age at which an upload is nobody's any more, whoever began it."""
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -20,13 +26,22 @@ Report = Callable[[str, dict[str, Any]], None]
 class Keeper:
     """One background thread of slot 0's helper; its only state is what it has verified."""
 
-    def __init__(self, storage: Storage, attempt: int, keep_last: int, report: Report) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        attempt: int,
+        keep_last: int,
+        report: Report,
+        tier: LocalTier | None = None,
+    ) -> None:
         self._storage = storage
+        self._tier = tier
         self._log = RunLog(storage)
         self._attempt = attempt
         self._keep_last = keep_last
         self._report = report
         self._verified: set[int] = set()
+        self._uploaded: set[int] = set()
         self._wanted: queue.Queue[str] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
 
@@ -35,6 +50,8 @@ class Keeper:
         if resumed_from is not None:
             self._verified.add(resumed_from)
         self._wanted.put("clean")
+        if self._tier is not None:
+            self._wanted.put("retain")
         self._begin()
 
     def committed(self) -> None:
@@ -46,6 +63,11 @@ class Keeper:
         """Also by the first commit: a restarted helper never learns where it resumed from."""
         if self._thread.ident is None:
             self._thread.start()
+
+    @property
+    def uploads(self) -> bool:
+        """Commits reach the durable storage only through this keeper."""
+        return self._tier is not None and self._tier.commits
 
     def finish(self, seconds: float) -> None:
         """End after what is queued, waiting at most `seconds`."""
@@ -68,6 +90,8 @@ class Keeper:
     def retain(self) -> None:
         """Verify the newest checkpoint and give up those beyond `keep_last`."""
         live = checkpoints.live_commits(self._log.read())
+        if live and not self._upload(live[-1]):
+            return
         if live and live[-1].seq not in self._verified:
             newest = live[-1]
             try:
@@ -94,12 +118,34 @@ class Keeper:
                     "directory": record.commit().directory,
                 },
             )
+        if self._tier is not None:
+            kept = live[-self._keep_last :]
+            self._tier.drop_all_but({r.commit().directory for r in kept})
+
+    def _upload(self, record: LogRecord) -> bool:
+        """See that a checkpoint of the local tier is in the durable storage too.
+
+        False if it is not: then it may not count as the newer one of anything.
+        """
+        body = record.commit()
+        if body.tier != "local" or record.seq in self._uploaded:
+            return True
+        if checkpoints.is_there(self._storage, body.directory):
+            self._uploaded.add(record.seq)
+            return True
+        if self._tier is None or not self._tier.holds(record):
+            return False
+        size = upload(self._tier, self._storage, record)
+        self._uploaded.add(record.seq)
+        self._report("uploaded", {"step": body.step, "size_bytes": size})
+        return True
 
     def clean_leftovers(self) -> None:
         """Remove files of earlier (fenced) attempts that no living record names.
 
         Nothing while a record is unreadable: it may name any of them.
         """
+        self._abort_uploads()
         view = self._log.read()
         if view.unreadable:
             return
@@ -113,6 +159,17 @@ class Keeper:
             found = {"/".join(e.path.split("/")[:4]) for e in self._storage.list(folder, deep=True)}
             for directory in sorted(found - named):
                 checkpoints.remove_files(self._storage, directory)
+
+    def _abort_uploads(self) -> None:
+        """Give up uploads of fenced attempts, and whatever is older than any save takes."""
+        if not isinstance(self._storage, HasUploads):
+            return
+        fenced = {layout.attempt_dir(n) for n in range(1, self._attempt)}
+        day_ago = SystemClock().now() - STALE_S
+        for upload in list(self._storage.uploads()):
+            folder = "/".join([*upload.path.split("/")[:2], ""])
+            if folder in fenced or upload.begun < day_ago:
+                self._storage.abort_upload(upload)
 
 
 def _retired(records: Any) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import threading
@@ -11,31 +12,33 @@ from typing import Any
 from orchestrator.agent.identity import Identity
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
-from orchestrator.contract.codes import CRASH, ExitCode
+from orchestrator.contract.codes import ExitCode
 from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
 from orchestrator.contract.records import SubmissionRecord, VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.wire import LineBuffer, Message, encode
-from orchestrator.domain.verdict import CANCEL, attempt_verdict
+from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import (
     CheckpointError,
-    ContractRefused,
     NotOwner,
     QvlError,
     StorageError,
     UserError,
 )
+from orchestrator.helper import ending, evidence, history
 from orchestrator.helper import facts as fact_sheet
-from orchestrator.helper import history
+from orchestrator.helper.cause import Cause, Witness
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.claim import Claimed, Claimer
+from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
 from orchestrator.helper.watch import Watcher
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import RunLog
+from orchestrator.storage.tiers import local_tier
 
 TICK_S = 0.2
 FINISH_S = 10.0
@@ -65,6 +68,9 @@ class Session:
         self._summary: SummaryWriter | None = None
         self._watcher: Watcher | None = None
         self._keeper: Keeper | None = None
+        self._copies: NodeCopies | None = None
+        self._cause = ""
+        self._witness = Witness(os.environ, clock, self._from_witness)
 
     def run(self, *, rejoin: bool) -> int:
         """Start (or take up again) the attempt and serve until the agent is done."""
@@ -107,6 +113,7 @@ class Session:
             grace_s=spec.grace_s,
             node_lost_s=spec.node_lost_s,
         )
+        self._copies = NodeCopies(self._storage, spec.run_id, attempt, slot, spec.scratch_dir)
         self._event(
             "claimed",
             {
@@ -123,13 +130,17 @@ class Session:
             self._summary = SummaryWriter(self._storage, self._clock, first, spec.report_s)
             self._summary.write(force=True)
             self._keeper = Keeper(
-                self._storage, attempt, job.checkpoint.keep_last, self._from_keeper
+                self._storage,
+                attempt,
+                job.checkpoint.keep_last,
+                self._from_keeper,
+                local_tier(job.checkpoint, spec.run_id),
             )
 
     def _assign(self, job: ResolvedJob) -> None:
         claimed = self._held()
         facts = fact_sheet.collect(job, self._storage)
-        point = self._start_point(job, facts)
+        point = self._own_copies().localize(self._start_point(job, facts), self._log)
         master = self._claimer.master(claimed.claim.attempt)
         assignment = Assignment(
             run_id=self._spec.run_id,
@@ -144,6 +155,7 @@ class Session:
             grace_s=self._spec.grace_s,
             facts=facts,
             log_seq=self._log.read().last_seq,
+            save_seconds=self._summary.now.save_seconds if self._summary else None,
             allow_change=self._spec.allow_change,
         )
         self._send("assigned", {"assignment": to_json(assignment)})
@@ -161,6 +173,8 @@ class Session:
             job.resume_versions,
             self._spec.allow_change,
             self._event,
+            self._own_copies(),
+            local_tier(job.checkpoint, self._spec.run_id),
         )
         point = chooser.choose(self._submission().start)
         self._storage.put(path, canonical(to_json(point)))
@@ -192,13 +206,22 @@ class Session:
 
     def _refuse(self, fault: QvlError) -> int:
         """Say no: to the agent, and in the run directory if the attempt is ours."""
-        code, reason = _refusal_code(fault)
+        code, reason = ending.refusal_code(fault)
+        # A start that finds the run finished is, for the batch script, a job that is done.
+        word = ExitCode.DONE if isinstance(fault, NotOwner) and self._is_done() else code
         if self._claimed is not None:
             self._event("error", {"message": str(fault), "reason": reason})
             self._store_verdict({"code": code, "reason": reason, "message": str(fault)})
             self._close()
-        self._send("refused", {"code": code, "reason": reason, "message": str(fault)})
+        said = {"code": code, "reason": reason, "message": str(fault), "verdict": int(word)}
+        self._send("refused", said)
         return 0
+
+    def _is_done(self) -> bool:
+        try:
+            return self._log.read().is_done()
+        except (StorageError, CheckpointError):
+            return False
 
     # --- serve
 
@@ -230,6 +253,8 @@ class Session:
             self._take_phase(str(message.get("phase")), message, rank)
         elif kind == "notice":
             self._take_notice(message)
+        elif kind == "cause":
+            self._take_cause(message)
 
     def _take_event(self, kind: str, data: Mapping[str, Any], rank: int | None) -> None:
         self._event(kind, data, rank)
@@ -254,11 +279,21 @@ class Session:
         self._event("notice", {"reason": reason, "seconds_left": left}, message.get("rank"))
         if self._summary is not None:
             self._summary.change(phase="stopping")
+        if self._spec.backend == "slurm" and self._held().slot.slot == 0:
+            self._witness.ask()
         try:
             if self._watcher is not None:
                 self._watcher.request(reason, left, message.get("rank"))
         except StorageError as fault:
             self._event("warning", {"message": f"stop request not stored: {fault.message}"})
+
+    def _take_cause(self, message: Message) -> None:
+        """What the scheduler says of the notice; it may know better when the kill will come."""
+        self._cause = str(message["cause"])
+        left = message.get("seconds_left")
+        self._event("cause", {"cause": self._cause, "seconds_left": left})
+        if left is not None and left < self._spec.grace_s:
+            self._send("stop", {"reason": self._cause, "seconds_left": max(0.0, left)})
 
     def _look_around(self) -> None:
         """Flush what is due, and pass on what others want of us."""
@@ -281,24 +316,25 @@ class Session:
             if rest is not None and rest["t"] != "outcome":
                 self._take(rest)
         self._store_verdict(message)
-        code = self._attempt_code(int(message["code"]))
-        self._send("verdict", {"code": code})
+        attempt = self._held().claim.attempt
+        if self._held().slot.slot == 0:
+            seconds = float(message.get("seconds") or 0.0)
+            ending.await_others(self._storage, self._clock, attempt, seconds)
+        code = ending.attempt_code(self._storage, self._log, attempt, int(message["code"]))
+        self._send("verdict", {"code": code, "again": self._starts_again()})
         if self._keeper is not None:
-            self._keeper.finish(FINISH_S if code == ExitCode.DONE else 0.0)
+            patience = float(message.get("seconds") or FINISH_S)
+            waits = code == ExitCode.DONE or self._keeper.uploads
+            self._keeper.finish(patience if waits else 0.0)
         self._close()
 
-    def _attempt_code(self, own: int) -> int:
-        attempt = self._held().claim.attempt
+    def _starts_again(self) -> bool:
+        """Whether `decide` would start this job again at once, so that the scheduler may."""
         try:
-            return attempt_verdict(
-                attempt,
-                self._log.read().records,
-                attempts.read_slots(self._storage, attempt),
-                attempts.read_stops(self._storage, attempt),
-                attempts.read_verdicts(self._storage, attempt),
-            ).code
-        except (StorageError, CheckpointError):
-            return own
+            job = self._read_job()
+            return evidence.starts_again(self._storage, self._log, job, self._spec.submission)
+        except QvlError:
+            return False
 
     def _store_verdict(self, fields: Mapping[str, Any]) -> None:
         claimed = self._held()
@@ -310,6 +346,7 @@ class Session:
             message=str(fields.get("message") or ""),
             rank_codes=tuple(fields.get("rank_codes") or ()),
             notice=self._notice(fields.get("notice")),
+            cause=self._cause,
             notice_to_exit_s=fields.get("notice_to_exit_s"),
             time=iso(self._clock.now()),
         )
@@ -342,8 +379,14 @@ class Session:
             self._summary.write(force=True)
         if self._journal is not None:
             self._journal.flush(force=True)
+        if self._copies is not None:
+            self._copies.remove()
 
     # --- links
+
+    def _own_copies(self) -> NodeCopies:
+        assert self._copies is not None, "nothing was claimed yet"
+        return self._copies
 
     def _held(self) -> Claimed:
         assert self._claimed is not None, "nothing was claimed yet"
@@ -358,6 +401,10 @@ class Session:
         self._inbox.put({"t": "event", "kind": kind, "data": data})
         if kind == "verified" and self._summary is not None:
             self._summary.change(checkpoint_verified=True)
+
+    def _from_witness(self, cause: Cause) -> None:
+        """Called by the witness's thread."""
+        self._inbox.put({"t": "cause", "cause": cause.kind, "seconds_left": cause.seconds_left})
 
     def _send(self, kind: str, fields: Mapping[str, Any]) -> None:
         try:
@@ -377,15 +424,3 @@ class Session:
                 return
             for message in buffer.feed(data):
                 self._inbox.put(message)
-
-
-def _refusal_code(fault: QvlError) -> tuple[int, str]:
-    if isinstance(fault, NotOwner):
-        return ExitCode.NOT_OWNER, "not-owner"
-    if isinstance(fault, ContractRefused):
-        return ExitCode.REFUSED, "contract"
-    if isinstance(fault, CheckpointError):
-        return ExitCode.REFUSED, "checkpoint"
-    if isinstance(fault, UserError):
-        return ExitCode.REFUSED, "user"
-    return CRASH, "storage"

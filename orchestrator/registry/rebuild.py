@@ -11,26 +11,26 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import UserError
 from orchestrator.registry.store import RunEntry
 from orchestrator.storage.attempts import read_submissions
-from orchestrator.storage.opening import open_storage
+from orchestrator.storage.opening import is_remote, open_storage
 from orchestrator.storage.protocol import NotFound, Storage
 
 
-def read_entry(directory: Path) -> RunEntry:
-    """The entry of the run whose directory this is.
+def read_entry(directory: str) -> RunEntry:
+    """The entry of the run whose directory this is, a path or a URI.
 
     Raises UserError if it is no run directory, or one that was moved or copied: jobs of
     that run would go on writing to where it was.
     """
-    where = directory.absolute()
-    if not where.is_dir():
+    where = directory.rstrip("/") if "://" in directory else str(Path(directory).absolute())
+    if not is_remote(where) and not Path(where).is_dir():
         raise UserError(f"{where} is no directory")
-    storage = open_storage(str(where))
+    storage = open_storage(where)
     job = _read_job(storage)
     submissions = read_submissions(storage)
     if not submissions:
         raise UserError(f"the run in {where} was never submitted", hint="submit its job.yaml again")
     newest = submissions[-1].spec
-    if Path(newest.storage).resolve() != where.resolve():
+    if not _same_place(newest.storage, where):
         raise UserError(
             f"{where} is not where run {newest.run_id} lives ({newest.storage})",
             hint="move the directory back; to go on elsewhere, submit a new run and "
@@ -44,6 +44,12 @@ def read_entry(directory: Path) -> RunEntry:
         created_at=parse_iso(submissions[0].time),
         gpus=job.resources.world_size,
     )
+
+
+def _same_place(one: str, other: str) -> bool:
+    if is_remote(one) or is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _read_job(storage: Storage) -> ResolvedJob:

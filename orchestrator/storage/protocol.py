@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.errors import StorageError
@@ -20,6 +20,16 @@ class NotFound(StorageError):
     """No object of that name."""
 
     exit_code = 73
+
+
+class Refused(StorageError):
+    """The storage refuses us until somebody mends a setting: credentials, bucket, region."""
+
+    exit_code = 78
+
+
+class Damaged(StorageError):
+    """The object, or what arrives of it, does not match the storage's own checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +117,24 @@ class Storage(Protocol):
 
     def local_path(self, path: str) -> Path | None:
         """Where the object lies on this machine, or None for a remote storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A large object that somebody writes, or began to write and died."""
+
+    path: str
+    upload_id: str
+    begun: float
+    """Seconds since the epoch, by the storage's clock."""
+
+
+@runtime_checkable
+class HasUploads(Protocol):
+    """A storage on which a writer that died may leave an upload that no listing shows."""
+
+    def uploads(self) -> Iterator[PendingUpload]:
+        """All that are not finished."""
+
+    def abort_upload(self, upload: PendingUpload) -> None:
+        """Give one up; no error if it is not there any more."""

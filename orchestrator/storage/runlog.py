@@ -14,11 +14,14 @@ from typing import Any
 
 from orchestrator.clock import Clock, SystemClock, iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, loads, to_json
+from orchestrator.contract.jsonio import MalformedJson, NewerSchema, loads, to_json
 from orchestrator.contract.records import LogRecord, RecordKind, decode_record, encode_record
-from orchestrator.errors import LogDamaged, NotOwner
+from orchestrator.errors import LogDamaged, NewerVersion, NotOwner
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.protocol import Created, NotFound, Storage
+
+MAX_GAP = 1000
+"""Missing records behind which only a record that is right in itself is still of this log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,29 @@ class RunLog:
         self._prev = ""
 
     def read(self) -> LogView:
-        """Everything up to the newest record. Damaged records are passed over and named."""
+        """Everything up to the newest record. Damaged records are passed over and named.
+
+        Raises NewerVersion if a newer version has written to the log.
+        """
         self._absorb_all()
-        while self._last_listed() >= self._next:
-            if not self._absorb_all():
-                self._unreadable.append(self._next)
-                self._next += 1
+        for seq in self._listed_beyond():
+            self._absorb_all()
+            if seq < self._next:
+                continue
+            if seq - self._next > MAX_GAP and not self._is_record(seq):
+                break
+            self._unreadable.extend(range(self._next, min(seq, self._next + MAX_GAP)))
+            self._next = seq
+            self._absorb_all()
         return LogView(tuple(self._records), tuple(self._unreadable))
+
+    def make_durable(self, record: LogRecord) -> None:
+        """Before a record is acknowledged that was only found: whoever created it may have
+        died between making it visible and making it durable.
+        """
+        found = self._storage.create(layout.log_record(record.seq), encode_record(record))
+        if not isinstance(found, Created):
+            raise _damaged(record.seq)
 
     def append(
         self,
@@ -85,6 +104,7 @@ class RunLog:
             self._check_may_write(attempt)
             mine = next((r for r in self._records if r.token == token), None)
             if mine is not None:
+                self.make_durable(mine)
                 return mine
             seq = self._next
             record = LogRecord(
@@ -104,11 +124,7 @@ class RunLog:
 
     def _check_may_write(self, attempt: int) -> None:
         if self._unreadable:
-            raise LogDamaged(
-                f"record {self._unreadable[-1]} of the run's log cannot be read",
-                hint="restore log/ of the run directory from a backup, or start a new run "
-                "with `resume --from PATH`",
-            )
+            raise _damaged(self._unreadable[-1])
         fence = max((r.attempt for r in self._records if r.kind == "fence"), default=0)
         if fence > attempt:
             raise NotOwner(f"attempt {attempt} has been replaced by attempt {fence}")
@@ -119,10 +135,20 @@ class RunLog:
             pass
         return self._next > first
 
-    def _last_listed(self) -> int:
+    def _listed_beyond(self) -> list[int]:
         """Only ever evidence that a record in between has gone, never a place to write to."""
-        numbers = (layout.number_of(e.path) for e in self._storage.list(layout.LOG))
-        return max((n for n in numbers if n is not None), default=0)
+        entries = self._storage.list(layout.LOG)
+        numbers = [(layout.number_of(e.path), e.path) for e in entries]
+        return sorted(
+            n for n, path in numbers if n and n >= self._next and path == layout.log_record(n)
+        )
+
+    def _is_record(self, seq: int) -> bool:
+        try:
+            decode_record(loads(self._storage.get(layout.log_record(seq))), seq)
+        except (MalformedJson, NotFound):
+            return False
+        return True
 
     def _absorb(self, seq: int) -> bool:
         try:
@@ -131,6 +157,8 @@ class RunLog:
             return False
         try:
             self._records.append(self._decode(data, seq))
+        except NewerSchema as fault:
+            raise NewerVersion(f"record {seq} of the run's log was {fault}") from None
         except MalformedJson:
             self._unreadable.append(seq)
         self._prev = sha256(data)
@@ -142,3 +170,11 @@ class RunLog:
         if record.prev != self._prev and (seq - 1) not in self._unreadable:
             raise MalformedJson(f"log record {seq} does not follow record {seq - 1}")
         return record
+
+
+def _damaged(seq: int) -> LogDamaged:
+    return LogDamaged(
+        f"record {seq} of the run's log cannot be read",
+        hint="restore log/ of the run directory from a backup, or start a new run "
+        "with `resume --from PATH`",
+    )

@@ -19,7 +19,7 @@ CATCH_ALL = {
     "orchestrator/controller/status.py": "one run must not hide all others",
     "orchestrator/storage/posix.py": "removes a half-written file, then raises again",
     "trainer/base.py": "a digest computed aside is told to the rank that waits",
-    "trainer/commit.py": "a save that failed is an outcome on every rank, not an exception on one",
+    "trainer/assemble.py": "a save that failed is an outcome on every rank",
     "trainer/metrics.py": "a metric that cannot be written never stops a run",
     "trainer/rank.py": "whatever ends a rank becomes its exit code and its last words",
     "trainer/trackers.py": "a tracker that fails never stops a run",

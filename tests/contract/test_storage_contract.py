@@ -7,11 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.object_fsspec import FsspecClient
+from orchestrator.storage.objects import ObjectStorage
+from orchestrator.storage.opening import open_storage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Entry, NotFound, Storage, Taken
 
@@ -31,11 +35,22 @@ def _shared(folder: Path) -> Opener:
     return lambda: PosixStorage(folder / "shared", group_sharing=True)
 
 
-KINDS = {"memory": _memory, "posix": _posix, "posix-shared": _shared}
+def _fsspec(folder: Path) -> Opener:
+    """The adapter for other stores, over the one file system that fsspec brings along."""
+    files = fsspec.filesystem("memory", global_store=False, skip_instance_cache=True)
+    client = FsspecClient(files, "/bucket")
+    return lambda: ObjectStorage("test://bucket/a prefix", client, "a prefix/")
 
 
-@pytest.fixture(params=sorted(KINDS))
+KINDS = {"fsspec": _fsspec, "memory": _memory, "posix": _posix, "posix-shared": _shared}
+
+
+@pytest.fixture(params=[*sorted(KINDS), pytest.param("s3", marks=pytest.mark.s3)])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    if request.param == "s3":
+        uri = request.getfixturevalue("s3_uri")
+        yield lambda: open_storage(f"{uri}/a prefix")
+        return
     yield KINDS[request.param](tmp_path)
     MemoryStorage._spaces.pop(f"memory://{tmp_path}", None)
 
@@ -102,14 +117,14 @@ def test_create_after_delete(storage: Storage) -> None:
 def test_threads_race_and_one_wins(opener: Opener) -> None:
     for turn in range(10):
         outcomes: list[Created | Taken] = []
-        start = threading.Barrier(12)
+        start = threading.Barrier(16)
 
         def work(number: int, turn: int = turn) -> None:
             storage = opener()
             start.wait()
             outcomes.append(storage.create(f"log/{turn}", b"%d" % number))
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
         for thread in threads:
             thread.start()
         for thread in threads:

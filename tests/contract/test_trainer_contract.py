@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +31,8 @@ from orchestrator.storage import checkpoints
 from tests.harness import jobs
 from tests.harness.ranks import ROOT, Attempt, Run, free_port
 
-SAMPLES, HELD_OUT = 50, 5
 STEPS, EVERY, EVAL_EVERY = 8, 4, 3
+EVALUATED = [3, 6, 8]
 Spot = dict[str, Any]
 
 
@@ -42,47 +43,24 @@ class Flavour:
     module: str
     job: ResolvedJob
     folder: Path
-    straight: Run | None = None
+    straight: tuple[Run, Attempt] | None = None
 
     def run(self, name: str, **changes: Any) -> Run:
         job = dataclasses.replace(self.job, **changes)
         return Run(self.folder / f"run-{name}", job, self.module)
 
-    def undisturbed(self) -> Run:
+    def undisturbed(self) -> tuple[Run, Attempt]:
+        """The run that nothing happens to, and its one attempt."""
         if self.straight is None:
             run = self.run("straight")
             attempt = run.start()
             assert attempt.wait() == [0, 0]
-            self.straight = run
+            self.straight = run, attempt
         return self.straight
 
 
-def write_data(folder: Path) -> None:
-    """Small pictures in plain colours, in the original Qwen-VL format."""
-    from PIL import Image
-
-    (folder / "images").mkdir()
-    for part, first, count in (("train", 0, SAMPLES), ("eval", SAMPLES, HELD_OUT)):
-        records = []
-        for i in range(first, first + count):
-            Image.new("RGB", (56, 56), (i * 5 % 256, i * 37 % 256, 90)).save(
-                folder / f"images/{i}.png"
-            )
-            question = f"Picture 1: <img>images/{i}.png</img>\nWhat is in the picture?"
-            records.append(
-                {
-                    "id": str(i),
-                    "conversations": [
-                        {"from": "user", "value": question},
-                        {"from": "assistant", "value": f"A square, number {i}."},
-                    ],
-                }
-            )
-        (folder / f"{part}.json").write_text(json.dumps(records))
-
-
 def make_flavour(folder: Path, module: str) -> Flavour:
-    write_data(folder)
+    jobs.write_data(folder)
     job = jobs.job(
         folder,
         every_steps=EVERY,
@@ -104,8 +82,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Flavour:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Flavour:
     flavour = make_flavour(tmp_path_factory.mktemp("real"), "tests.harness.probe")
-    model = str(flavour.folder / "model")
-    subprocess.run([sys.executable, "-m", "trainer.tiny", model], check=True, timeout=120)
+    jobs.make_model(flavour.folder)
     return flavour
 
 
@@ -129,8 +106,8 @@ def at(place: str, step: int, rank: int, name: str = "SIGTERM", **more: int) -> 
     return {"at": place, "step": step, "rank": rank, "signal": name, **more}
 
 
-def evaluations(attempts: list[Attempt]) -> dict[int, float]:
-    return {e["step"]: e["metrics"]["eval_loss"] for a in attempts for e in a.events("evaluated")}
+def evaluations(*attempts: Attempt) -> list[tuple[int, float]]:
+    return [(e["step"], e["metrics"]["eval_loss"]) for a in attempts for e in a.events("evaluated")]
 
 
 def curve(run: Run, rank: int) -> list[tuple[Any, ...]]:
@@ -148,55 +125,49 @@ def assert_same_result(run: Run, straight: Run) -> None:
     assert run.storage.get(layout.DONE)
 
 
-DISTURBANCES = {
-    "one rank in mid-accumulation": ([at("micro", 5, 1, "SIGUSR1", micro=1)], 75, 5),
-    "all ranks at a boundary": ([at("boundary", 3, r) for r in (0, 1)], 75, 3),
-    "one rank while fetching": ([at("fetch", 5, 0, "SIGUSR2")], 75, 5),
-    "during a periodic save": ([at("save", 4, 1)], 75, 4),
-    "in an evaluation": ([at("eval", 6, 0)], 75, 6),
-    "in the last evaluation": ([at("eval", 8, 1, "SIGUSR1")], 75, 8),
-    "twice": ([at("micro", 5, 0, micro=0), at("save", 5, 0, "SIGUSR1")], 75, 5),
-    "before the first step": ([at("fetch", 0, 1)], 76, None),
-    "in the first window": ([at("micro", 0, 0, micro=1)], 76, None),
-}
-COSTLY = {"one rank while fetching", "twice", "in the first window", "before the first step"}
-"""The real trainer is asked the others."""
+COURSE: list[tuple[str, list[Spot], int, int | None]] = [
+    ("before the first step", [at("fetch", 0, 1)], 76, None),
+    ("in the first window", [at("micro", 0, 0, micro=1)], 76, None),
+    ("all ranks at a boundary", [at("boundary", 3, r) for r in (0, 1)], 75, 3),
+    ("in the evaluation that is repeated", [at("eval", 3, 1)], 76, 3),
+    ("during a periodic save", [at("save", 4, 1)], 75, 4),
+    ("one rank in mid-accumulation", [at("micro", 5, 1, "SIGUSR1", micro=1)], 75, 5),
+    ("at once after the resume", [at("micro", 5, 0, micro=0)], 76, 5),
+    ("in an evaluation", [at("eval", 6, 0)], 75, 6),
+    ("while fetching, and again", [at("fetch", 7, 0), at("save", 7, 0, "SIGUSR2")], 75, 7),
+    ("in the last evaluation", [at("eval", 8, 1, "SIGUSR1")], 75, 8),
+]
+"""What happens to each attempt of one run: (where, spots, exit code, newest committed step)."""
 
 
-@pytest.mark.parametrize("name", DISTURBANCES)
-def test_disturbed_run_equals_the_undisturbed(flavour: Flavour, name: str) -> None:
-    if name in COSTLY and flavour.module == "tests.harness.probe":
-        pytest.skip("asked of the fake only")
-    straight = flavour.undisturbed()
-    spots, code, committed = DISTURBANCES[name]
-    run = flavour.run(name.replace(" ", "-"))
-    first = run.start(extra_env=probe(*spots))
-    assert first.wait() == [code, code]
-    assert [e["code"] for e in first.endings()] == [code, code]
-    notices = [m for _, m in first.messages if m["t"] == "notice"]
-    assert {n["signal"] for n in notices} == {s["signal"] for s in spots}
-    assert (run.commits()[-1].step if run.commits() else None) == committed
-    second = run.start()
-    assert second.wait() == [0, 0]
+@pytest.mark.timeout(1200)
+def test_disturbed_run_equals_the_undisturbed(flavour: Flavour) -> None:
+    """Every attempt but the last is disturbed; that one has only the end left to do."""
+    straight, whole = flavour.undisturbed()
+    run = flavour.run("disturbed")
+    attempts: list[Attempt] = []
+    resumed: list[int] = []
+    for where, spots, code, committed in COURSE:
+        attempts.append(run.start(extra_env=probe(*spots)))
+        assert attempts[-1].wait() == [code, code], where
+        assert [e["code"] for e in attempts[-1].endings()] == [code, code], where
+        notices = [m["signal"] for _, m in attempts[-1].messages if m["t"] == "notice"]
+        assert sorted(notices) == sorted(s["signal"] for s in spots), where
+        assert [e["step"] for e in attempts[-1].events("resumed")] == resumed, where
+        assert (run.commits()[-1].step if run.commits() else None) == committed, where
+        interrupted = [{"step": s["step"]} for s in spots if s["at"] == "eval"]
+        assert attempts[-1].events("eval_interrupted") == interrupted, where
+        if interrupted:
+            newest = run.commits()[-1].directory
+            assert checkpoints.read_manifest(run.storage, newest, None).pending_eval, where
+        resumed = [] if committed is None else [committed]
+    last = run.start()
+    assert last.wait() == [0, 0]
+    assert [m["step"] for _, m in last.messages if m["t"] == "progress"] == []
+    assert evaluations(*attempts, last) == evaluations(whole)
+    assert [step for step, _ in evaluations(whole)] == EVALUATED
     assert_same_result(run, straight)
-    assert set(evaluations([first, second])) == {3, 6, 8}
-    if committed is not None:
-        assert second.events("resumed")[0]["step"] == committed
-
-
-def test_evaluations_are_the_same_across_an_interruption(flavour: Flavour) -> None:
-    straight = flavour.run("eval-straight")
-    whole = straight.start()
-    assert whole.wait() == [0, 0]
-    run = flavour.run("eval-twice")
-    first = run.start(extra_env=probe(at("eval", 3, 1)))
-    assert first.wait() == [75, 75]
-    assert first.events("eval_interrupted") == [{"step": 3}]
-    assert checkpoints.read_manifest(run.storage, run.commits()[-1].directory, None).pending_eval
-    second = run.start()
-    assert second.wait() == [0, 0]
-    assert evaluations([first, second]) == evaluations([whole])
-    assert_same_result(run, straight)
+    assert to_json(run.view().done().done())["step"] == STEPS  # type: ignore[union-attr]
 
 
 def test_notice_while_loading_ends_every_rank_at_once(flavour: Flavour) -> None:
@@ -209,11 +180,10 @@ def test_notice_while_loading_ends_every_rank_at_once(flavour: Flavour) -> None:
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("phase", ["assigned", "model"])
-def test_notice_while_the_model_is_loaded(real: Flavour, phase: str) -> None:
-    run = real.run(f"loading-{phase}")
+def test_notice_between_model_and_engine(real: Flavour) -> None:
+    run = real.run("loading-engine")
     attempt = run.start()
-    attempt.wait_phase(phase, 1)
+    attempt.wait_phase("model", 1)
     attempt.signal(signal.SIGTERM, 1)
     assert attempt.wait(20.0) == [76, 76]
     assert run.commits() == []
@@ -246,18 +216,17 @@ def test_ranks_leave_when_the_agent_dies(quick: Flavour) -> None:
 
 
 def test_changed_state_is_refused(flavour: Flavour) -> None:
+    straight, _ = flavour.undisturbed()
     run = flavour.run("tampered")
-    first = run.start(extra_env=probe(at("boundary", 2, 0)))
-    assert first.wait() == [75, 75]
-    directory = run.commits()[-1].directory
-    path = run.folder / directory / layout.MANIFEST
+    directory = run.folder / "copy"
+    shutil.copytree(straight.folder / straight.commits()[-1].directory, directory)
+    path = directory / layout.MANIFEST
     manifest = loads(path.read_bytes())
     manifest["rank_digests"][1] = "blake3:" + "0" * 64
     path.write_bytes(pretty(manifest))
-    start = StartPoint(kind="checkpoint", step=2, directory=str(run.folder / directory))
-    second = run.start(start)
-    second.wait()
-    refusal = [e for e in second.endings() if e["code"] == 78]
+    attempt = run.start(StartPoint(kind="checkpoint", step=STEPS, directory=str(directory)))
+    attempt.wait()
+    refusal = [e for e in attempt.endings() if e["code"] == 78]
     assert refusal[0]["reason"] == "contract"
     assert "rank 1" in refusal[0]["message"]
 
@@ -265,14 +234,15 @@ def test_changed_state_is_refused(flavour: Flavour) -> None:
 @pytest.mark.parametrize(("knob", "code", "reason"), [("OOM", 77, "oom"), ("CRASH", 1, "crash")])
 def test_failures_have_their_code(quick: Flavour, knob: str, code: int, reason: str) -> None:
     run = quick.run(knob)
-    attempt = run.start(extra_env={f"QVL_FAKE_{knob}_AT": "6:1"})
+    slowly = {"QVL_FAKE_STEP_S": "0.3"}
+    attempt = run.start(extra_env={f"QVL_FAKE_{knob}_AT": "6:1", **slowly})
     assert attempt.wait()[1] == code
     assert (1, reason) in [(r, m["reason"]) for r, m in attempt.messages if m["t"] == "ending"]
     assert run.commits()[-1].step == 4
 
 
 def test_failed_periodic_save_does_not_stop_training(quick: Flavour) -> None:
-    straight = quick.undisturbed()
+    straight, _ = quick.undisturbed()
     run = quick.run("savefail")
     attempt = run.start(extra_env={"QVL_FAKE_SAVEFAIL_AT": "4:1"})
     assert attempt.wait() == [0, 0]
@@ -282,7 +252,7 @@ def test_failed_periodic_save_does_not_stop_training(quick: Flavour) -> None:
 
 
 def test_smaller_micro_batches_see_the_same_samples(quick: Flavour) -> None:
-    straight = quick.undisturbed()
+    straight, _ = quick.undisturbed()
     run = quick.run("plan")
     assert run.start(extra_env=probe(at("boundary", 3, 0))).wait() == [75, 75]
     attempt = run.start(plan=BatchPlan(micro=1, accumulation=6, world_size=2))
@@ -299,27 +269,13 @@ def test_fake_starts_fast(quick: Flavour) -> None:
     assert attempt.wait() == [0, 0]
 
 
-def test_weights_only_start_is_a_new_curve(flavour: Flavour) -> None:
-    if flavour.module == "tests.harness.probe":
-        pytest.skip("asked of the fake only")
-    straight = flavour.undisturbed()
+def test_weights_only_start_is_a_new_curve(quick: Flavour) -> None:
+    straight, _ = quick.undisturbed()
     folder = str(straight.folder / straight.commits()[-1].directory)
-    run = flavour.run("weights")
+    run = quick.run("weights")
     assert run.start(StartPoint(kind="weights", directory=folder)).wait() == [0, 0]
     assert run.curve()[0].step == 1
     assert run.curve()[0].loss_hex != straight.curve()[0].loss_hex
-
-
-def test_done_run_resumed_at_its_last_step_only_finishes(flavour: Flavour) -> None:
-    """The end was cut off between the final commit and the done record."""
-    straight = flavour.undisturbed()
-    run = flavour.run("finish")
-    assert run.start(extra_env=probe(at("eval", STEPS, 0))).wait() == [75, 75]
-    last = run.start()
-    assert last.wait() == [0, 0]
-    assert [m["step"] for _, m in last.messages if m["t"] == "progress"] == []
-    assert_same_result(run, straight)
-    assert to_json(run.view().done().done())["step"] == STEPS  # type: ignore[union-attr]
 
 
 @pytest.mark.training
@@ -357,7 +313,7 @@ def test_checkpoint_is_plain_and_loader_workers_are_deaf(real: Flavour, tmp_path
 
 def test_killed_at_random_moments_the_run_still_ends_alike(quick: Flavour) -> None:
     """Without notice at most one interval is lost, and it is computed again bit for bit."""
-    straight = quick.undisturbed()
+    straight, _ = quick.undisturbed()
     run = quick.run("killed")
     chance = random.Random(1)
     for _ in range(6):

@@ -1,7 +1,10 @@
-"""Small jobs for trainer tests."""
+"""Small jobs for trainer tests, and the pictures and the model that they train on."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from orchestrator.contract.resolved import (
     Resources,
 )
 
+SAMPLES, HELD_OUT = 50, 5
 DEEPSPEED: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -67,3 +71,33 @@ def job(
         preemption=PreemptionSpec(grace_s=60.0),
         batch=BatchPlan(micro=micro, accumulation=accumulation, world_size=ranks),
     )
+
+
+def write_data(folder: Path) -> None:
+    """Small pictures in plain colours, in the original Qwen-VL format."""
+    from PIL import Image
+
+    (folder / "images").mkdir(parents=True)
+    for part, first, count in (("train", 0, SAMPLES), ("eval", SAMPLES, HELD_OUT)):
+        records = []
+        for i in range(first, first + count):
+            Image.new("RGB", (56, 56), (i * 5 % 256, i * 37 % 256, 90)).save(
+                folder / f"images/{i}.png"
+            )
+            question = f"Picture 1: <img>images/{i}.png</img>\nWhat is in the picture?"
+            records.append(
+                {
+                    "id": str(i),
+                    "conversations": [
+                        {"from": "user", "value": question},
+                        {"from": "assistant", "value": f"A square, number {i}."},
+                    ],
+                }
+            )
+        (folder / f"{part}.json").write_text(json.dumps(records))
+
+
+def make_model(folder: Path) -> None:
+    """A tiny random Qwen2.5-VL at `folder`/model."""
+    argv = [sys.executable, "-m", "trainer.tiny", str(folder / "model")]
+    subprocess.run(argv, check=True, timeout=300)

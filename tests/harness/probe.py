@@ -1,41 +1,94 @@
-"""`python -m tests.harness.probe`: the real trainer, with signals raised at exact places.
+"""`python -m tests.harness.probe`: the real trainer, disturbed at exact places.
 
-QVL_PROBE is a JSON list of {"at", "step", "rank", "signal"} and, for `micro`, "micro"; `step`
-counts the steps that are done. `at` is
+QVL_PROBE is a JSON list of spots {"at", "step", "rank"} and, where they matter, "attempt"
+(every one if absent), "micro", "do", "signal", "to"; `step` counts the steps that are done.
+`at` is
+  load      assigned, nothing loaded yet
   fetch     before the window of the next step is fetched
   micro     before that micro-batch of the next step is computed
   boundary  after the step, before its vote
   save      while its checkpoint is written
   eval      in an evaluation, at its first batch
+`do` is
+  signal    (default) send `signal` to `to`: this rank (default), its `agent`, or the whole
+            process `group` of the agent; then wait until the notice has arrived here
+  pause     wait for a notice from outside
+  memory    use up the address space and ask torch for more
+QVL_PROBE_OUT is a folder for what tests.harness.restored records there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from orchestrator.contract import env
+from orchestrator.contract.spec import Assignment
+from trainer.outcome import Ending
 from trainer.rank import Rank, run
 from trainer.work import TrainingWork
 
+PATIENCE_S = 120.0
+Spot = dict[str, Any]
+
 
 class Prober:
-    """Raises the signals that were asked for; each once."""
+    """Does what was asked for; each once."""
 
-    def __init__(self, rank: Rank, spots: list[dict[str, Any]]) -> None:
+    def __init__(self, rank: Rank, spots: list[Spot]) -> None:
         self._rank = rank
         self._spots = spots
 
+    @classmethod
+    def from_environment(cls, rank: Rank) -> Prober:
+        return cls(rank, json.loads(os.environ.get("QVL_PROBE", "[]")))
+
     def hit(self, at: str, step: int, micro: int | None = None) -> None:
-        """Signal this process if this place was asked for, and wait until that is seen."""
+        """Act if this place was asked for."""
+        attempt = int(os.environ.get(env.ATTEMPT, "0"))
         here = (at, step, micro, self._rank.number)
         for spot in list(self._spots):
-            if (spot["at"], spot["step"], spot.get("micro"), spot["rank"]) == here:
+            place = (spot["at"], spot["step"], spot.get("micro"), spot["rank"])
+            if place == here and spot.get("attempt", attempt) == attempt:
                 self._spots.remove(spot)
-                os.kill(os.getpid(), getattr(signal, spot["signal"]))
-                assert self._rank.board.wait(5.0)
+                self._act(spot)
+
+    def _act(self, spot: Spot) -> None:
+        do = spot.get("do", "signal")
+        if do == "memory":
+            exhaust_memory()
+        if do == "signal":
+            send(getattr(signal, spot["signal"]), spot.get("to", "rank"))
+        assert self._rank.board.wait(PATIENCE_S), f"no notice came at {spot}"
+
+
+def send(number: int, target: str) -> None:
+    """Signal this rank, its agent, or everything of the attempt on this node."""
+    if target == "rank":
+        os.kill(os.getpid(), number)
+    elif target == "agent":
+        os.kill(os.getppid(), number)
+    else:
+        assert target == "group"
+        # Not the test's own group: the agent leads one of its own.
+        assert os.getpgrp() == os.getppid()
+        os.killpg(os.getpgrp(), number)
+
+
+def exhaust_memory() -> None:
+    """Let torch's allocator meet a real limit of this process."""
+    import torch
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    torch.empty(2 << 30, dtype=torch.uint8)
+    raise AssertionError("the limit did not hold")
 
 
 class ProbedWork(TrainingWork):
@@ -43,9 +96,10 @@ class ProbedWork(TrainingWork):
 
     def prepare(self, rank: Rank) -> None:
         super().prepare(rank)
+        from tests.harness import restored
         from trainer import loop, saving
 
-        prober = Prober(rank, json.loads(os.environ.get("QVL_PROBE", "[]")))
+        self._prober = prober = Prober.from_environment(rank)
         trainer = loop.OrchestratedTrainer
 
         def at(place: str) -> Callable[..., None]:
@@ -60,6 +114,12 @@ class ProbedWork(TrainingWork):
             lambda t, *_: prober.hit("micro", t.state.global_step, t._micro),
         )
         before(saving.Saver, "_write_own", lambda s, *_: at("save")(s._trainer))
+        if "QVL_PROBE_OUT" in os.environ:
+            restored.watch(rank, Path(os.environ["QVL_PROBE_OUT"]))
+
+    def train(self, rank: Rank, assignment: Assignment) -> Ending:
+        self._prober.hit("load", 0)
+        return super().train(rank, assignment)
 
 
 def before(cls: Any, name: str, act: Callable[..., None]) -> None:

@@ -31,6 +31,8 @@ from orchestrator.storage.segments import read_segments
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FRESH = StartPoint(kind="fresh")
+PATIENCE_S = 240.0
+"""For one attempt of real training on a machine with other work."""
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Attempt:
                 self.processes[rank].send_signal(number)
 
     def wait_for(
-        self, what: Callable[[int, dict[str, Any]], bool], seconds: float = 90.0
+        self, what: Callable[[int, dict[str, Any]], bool], seconds: float = PATIENCE_S
     ) -> dict[str, Any]:
         """The first message that `what` accepts; AssertionError if none comes."""
         deadline = time.monotonic() + seconds
@@ -87,7 +89,7 @@ class Attempt:
             )
         )
 
-    def wait(self, seconds: float = 120.0) -> list[int]:
+    def wait(self, seconds: float = PATIENCE_S) -> list[int]:
         """Exit codes of all ranks."""
         deadline = time.monotonic() + seconds
         try:

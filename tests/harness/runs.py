@@ -44,6 +44,9 @@ class Bench:
     """A state folder, a data folder and a job file's worth of settings."""
 
     folder: Path
+    module: str = "trainer.fake"
+    uri: str | None = None
+    """Root of the run directories; None = a folder below `folder`."""
     registry: Registry = field(init=False)
     runs: list[Driven] = field(default_factory=list)
 
@@ -68,7 +71,7 @@ class Bench:
             deepspeed={"zero_optimization": {"stage": 2}},
             zero_stage=2,
             resources=Resources(nodes=1, gpus_per_node=ranks),
-            checkpoint=CheckpointSpec(uri=str(self.folder / "runs"), every_steps=5),
+            checkpoint=CheckpointSpec(uri=self.uri or str(self.folder / "runs"), every_steps=5),
             preemption=PreemptionSpec(grace_s=10.0),
             batch=BatchPlan(micro=2, accumulation=2, world_size=ranks),
         )
@@ -78,7 +81,7 @@ class Bench:
         """Submit with the fake trainer; `knobs` become QVL_FAKE_* variables of the ranks."""
         job = job or self.job()
         variables = {f"QVL_FAKE_{k.upper()}": str(v) for k, v in knobs.items()}
-        os.environ["QVL_TRAINER_MODULE"] = "trainer.fake"
+        os.environ["QVL_TRAINER_MODULE"] = self.module
         try:
             run = submit(
                 replace(job, env={**job.env, **variables}),

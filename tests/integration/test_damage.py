@@ -19,6 +19,7 @@ from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner
 from orchestrator.helper.choose import Chooser
+from orchestrator.helper.copying import NodeCopies
 from orchestrator.storage import checkpoints
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.runlog import RunLog
@@ -114,6 +115,7 @@ class Run:
             "warn",
             (),
             lambda kind, data: self.told.append((kind, data)),
+            NodeCopies(self.storage, "run", attempt, 0),
         )
         return chooser.choose(start or StartFrom())
 

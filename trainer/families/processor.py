@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,18 @@ _CONTROL = (
     "<|im_end|>",
     "<|vision_start|>",
     "<|vision_end|>",
+    "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+    "<|endoftext|>",
 )
+"""Tokens with a meaning of their own to the model; none may stand in a text."""
+
+
+class MarkupError(ValueError):
+    """A text that contains tokens of the model's markup."""
+
+    kind = "markup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +51,9 @@ class Encoded:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     image_spans: tuple[tuple[int, int], ...]
-    pixel_values: torch.Tensor | None
+    pixel_values: torch.Tensor | None = None
     """Patches of all images, float [patches, channels x patch volume]."""
-    image_grid_thw: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None = None
     """Patches of each image in time, height and width, int64 [images, 3]."""
 
 
@@ -72,11 +81,15 @@ class VisionChatProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, family: Family) -> VisionChatProcessor:
-        """Both parts from a local model folder; UserError when they cannot be read."""
+        """Both parts from a local model folder; UserError when they cannot be read.
+
+        Pictures are prepared by Pillow even where torchvision is installed: the two differ in
+        the last grey level, and a resume may find another environment.
+        """
         try:
             return cls(
                 AutoTokenizer.from_pretrained(str(folder)),
-                AutoImageProcessor.from_pretrained(str(folder)),
+                AutoImageProcessor.from_pretrained(str(folder), backend="pil"),
                 family,
             )
         except (OSError, ValueError, ImportError) as fault:
@@ -86,6 +99,11 @@ class VisionChatProcessor:
     def image_token_id(self) -> int:
         """Id of the pad token that stands for one merged patch."""
         return self._id["<|image_pad|>"]
+
+    @property
+    def end_token_id(self) -> int:
+        """Id that ends a turn."""
+        return self._id["<|im_end|>"]
 
     @property
     def pad_token_id(self) -> int:
@@ -105,13 +123,38 @@ class VisionChatProcessor:
         contain markup tokens.
         """
         pixels, grids = self._patches(images)
+        pads = [] if grids is None else (grids.prod(dim=1) // self._merged).tolist()
+        return replace(self.layout(turns, pads), pixel_values=pixels, image_grid_thw=grids)
+
+    def prompt(self, turns: Sequence[Turn], images: Sequence[PIL.Image.Image]) -> Encoded:
+        """Like `encode`, with the head of the reply that is to be generated."""
+        encoded = self.encode(turns, images)
+        head = (self._id["<|im_start|>"], *self._words("assistant\n"))
+        return replace(
+            encoded,
+            input_ids=encoded.input_ids + head,
+            labels=encoded.labels + (IGNORE,) * len(head),
+        )
+
+    def layout(self, turns: Sequence[Turn], image_tokens: Sequence[int]) -> Encoded:
+        """The same without the pictures, given how many tokens each of them takes.
+
+        Raises MarkupError for texts that contain markup tokens.
+        """
         tape = _Tape()
-        pads = iter([] if grids is None else (grids.prod(dim=1) // self._merged).tolist())
+        pads = iter(image_tokens)
         if turns[0].role != "system" and self.family.default_system is not None:
             self._turn(tape, Turn("system", (Text(self.family.default_system),)), pads)
         for turn in turns:
             self._turn(tape, turn, pads)
-        return Encoded(tuple(tape.ids), tuple(tape.labels), tuple(tape.spans), pixels, grids)
+        return Encoded(tuple(tape.ids), tuple(tape.labels), tuple(tape.spans))
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Tokens that a picture of this size, in pixels, takes.
+
+        Raises ValueError for sizes that the image processor refuses.
+        """
+        return int(self.image_processor.get_number_of_image_patches(height, width)) // self._merged
 
     def _patches(
         self, images: Sequence[PIL.Image.Image]
@@ -144,7 +187,7 @@ class VisionChatProcessor:
         found = self._control.intersection(ids)
         if found:
             names = ", ".join(sorted(name for name, i in self._id.items() if i in found))
-            raise ValueError(f"markup of the model inside a text: {names}")
+            raise MarkupError(f"markup of the model inside a text: {names}")
         return ids
 
 

@@ -3,106 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
-import signal
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cli import follow
-from orchestrator.cli import main as entry
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.controller import loop, submit
 from orchestrator.controller.lease import Lease
 from orchestrator.storage.opening import open_storage
-from tests.harness.runs import Bench
+from tests.unit.cli.shells import JOB, Desk
 
-JOB = """\
-# kept as it stands, comments too
-name: digits
-backend: local
-model: {path: ./model, revision: null}
-quantization: {load_in_4bit: true, bnb_4bit_quant_type: nf4}
-lora: {r: 8, lora_alpha: 16, target_modules: llm}
-data: {train: ./train.json}
-training: {max_steps: 20, per_device_train_batch_size: 2, gradient_accumulation_steps: 2,
-  learning_rate: 1.0e-3, warmup_steps: 2, seed: 7}
-deepspeed: {stage: 2}
-resources: {nodes: 1, gpus_per_node: 2}
-checkpoint: {uri: ./runs, every_steps: 5, keep_last: 2}
-preemption: {grace_s: 10, max_failures_without_progress: 1}
-"""
 # Agents outlive the command that starts them.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 SECRET = "hf_aVeryS3cretValue"
-
-
-class Desk:
-    """A person with a job file, calling the command line in this process."""
-
-    def __init__(self, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-        self.bench = bench
-        self.job = bench.folder / "job.yaml"
-        self.job.write_text(JOB)
-        self._capsys = capsys
-        self.err = ""
-
-    def __call__(self, *argv: str, code: int = 0) -> str:
-        self._capsys.readouterr()
-        found = entry.main(argv)
-        out, self.err = self._capsys.readouterr()
-        assert found == code, f"exit code {found}\n{out}\n{self.err}"
-        return out
-
-    def json(self, *argv: str, code: int = 0) -> Any:
-        return json.loads(self(*argv, "--json", code=code))
-
-    def submit(self, *argv: str, code: int = 0) -> str:
-        return self.json("submit", str(self.job), *argv, code=code)["run_id"]
-
-    def row(self, run: str) -> dict[str, Any]:
-        return self.json("status", run)["runs"][0]
-
-    def until(self, run: str, **wanted: Any) -> dict[str, Any]:
-        """Wait until the status row has at least these values."""
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            row = self.row(run)
-            if all(row[k] >= v if k != "state" else row[k] == v for k, v in wanted.items()):
-                return row
-            time.sleep(0.05)
-        raise AssertionError(f"not reached: {wanted}; last: {row}\n{self.bench.folder}")
-
-    def files_with(self, text: str) -> list[str]:
-        """Every file below the workplace that contains `text`."""
-        files = [p for p in self.bench.folder.rglob("*") if p.is_file()]
-        return [p.name for p in files if text.encode() in p.read_bytes()]
-
-
-@pytest.fixture
-def desk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Desk]:
-    before = {s: signal.getsignal(s) for s in (signal.SIGPIPE, signal.SIGTERM)}
-    monkeypatch.setenv("QVL_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.fake")
-    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(follow, "POLL_S", 0.1)
-    bench = Bench(tmp_path)
-    yield Desk(bench, capsys)
-    for process in loop._detached:
-        process.kill()
-        process.wait()
-    bench.close()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,9 +340,3 @@ def test_refused(desk: Desk, argv: str, code: int, text: str) -> None:
     if "--" in argv and "controller" not in argv:
         answer = desk.json(*argv.replace("JOB", str(desk.job)).split(), code=code)
         assert answer["error"]["exit_code"] == code
-
-
-def test_every_help_ends_with_an_example(desk: Desk) -> None:
-    for name in ("submit", "preempt", "cancel", "resume", "rm", "controller"):
-        last = desk(name, "--help").splitlines()[-1]
-        assert last.startswith(("  qvl-orchestrate", "    qvl-orchestrate")), last

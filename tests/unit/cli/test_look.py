@@ -1,323 +1,26 @@
-"""The commands that look: on run directories built by hand, and on one real fake run."""
+"""The other commands that look: on run directories built by hand, and on one real fake run."""
 
 from __future__ import annotations
 
 import json
-import re
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.cli import main as entry
-from orchestrator.cli import table
 from orchestrator.cli.logs import Tail
-from orchestrator.clock import FakeClock, SystemClock, iso
+from orchestrator.clock import iso
 from orchestrator.contract import layout
-from orchestrator.contract.event import Event, StepMetrics
-from orchestrator.contract.jsonio import pretty, to_json
-from orchestrator.contract.manifest import CheckpointManifest
-from orchestrator.contract.plan import BatchPlan
-from orchestrator.contract.records import ClaimRecord, LogRecord, SubmissionRecord
-from orchestrator.contract.spec import StartFrom
-from orchestrator.contract.summary import RunSummary
-from orchestrator.controller import status
-from orchestrator.controller.rows import blank_row, with_summary
-from orchestrator.controller.submit import SiteSettings, make_spec
-from orchestrator.registry.store import RunEntry
-from orchestrator.storage import attempts, checkpoints
-from orchestrator.storage.opening import open_storage
-from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
+from orchestrator.contract.event import Event
+from orchestrator.contract.jsonio import to_json
+from orchestrator.storage import checkpoints
 from orchestrator.storage.segments import SegmentWriter
 from tests.harness.runs import Bench
-
-RUN = "fake-261124-abc123"
-T0 = 1_800_000_000.0
-PLAN = BatchPlan(micro=2, accumulation=2, world_size=2)
-
-
-class Shell:
-    """Calls the command line and keeps what it printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-        self.err = ""
-
-    def __call__(self, *argv: str, code: int = 0) -> str:
-        self._capsys.readouterr()
-        found = entry.main(argv)
-        out, self.err = self._capsys.readouterr()
-        assert found == code, f"exit code {found}\n{out}\n{self.err}"
-        return out
-
-    def json(self, *argv: str, code: int = 0) -> Any:
-        return json.loads(self(*argv, "--json", code=code))
-
-    def lines(self, *argv: str) -> list[Any]:
-        return [json.loads(line) for line in self(*argv, "--json").splitlines()]
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
-    before = signal.getsignal(signal.SIGPIPE)
-    yield Shell(capsys)
-    signal.signal(signal.SIGPIPE, before)
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    monkeypatch.setenv("QVL_STATE_DIR", str(bench.registry.state_dir))
-    yield bench
-    bench.close()
-
-
-class Built:
-    """A run directory made by hand: submitted and cancelled, so that nothing will change."""
-
-    def __init__(self, bench: Bench, run_id: str = RUN) -> None:
-        job = bench.job()
-        uri = f"{job.checkpoint.uri}/{run_id}"
-        self.registry = bench.registry
-        self.storage: Storage = open_storage(uri)
-        self.storage.put(layout.RESOLVED, pretty(to_json(job)))
-        spec = make_spec(job, run_id, uri, bench.registry, SiteSettings())
-        attempts.create_submission(
-            self.storage,
-            SubmissionRecord(
-                number=1, key=f"{run_id}-1", token="t", spec=spec, start=StartFrom(), time=iso(T0)
-            ),
-        )
-        self.storage.create(layout.TOMBSTONE, b"{}")
-        self.entry = RunEntry(
-            run_id=run_id, name="fake", backend="local", uri=uri, created_at=T0, gpus=2
-        )
-        self.registry.add(self.entry)
-        self.log = RunLog(self.storage, FakeClock(T0))
-
-    def claim(self, number: int) -> None:
-        claim = ClaimRecord(
-            attempt=number,
-            submission=1,
-            backend_id="1",
-            restart_count=number - 1,
-            token=f"t{number}",
-            plan=PLAN,
-            time=iso(T0 + number),
-        )
-        assert attempts.create_claim(self.storage, claim) is None
-
-    def print(self, attempt: int, rank: int, *lines: tuple[float, str]) -> None:
-        writer = SegmentWriter(
-            self.storage, layout.logs(attempt, f"rank-{rank}"), suffix=".log", segment_lines=2
-        )
-        for at, text in lines:
-            writer.add_text(f"{iso(T0 + at)} {text}".encode())
-        writer.flush()
-
-    def metrics(self, attempt: int, steps: range, *, loss: float | None = 1.5) -> None:
-        writer = SegmentWriter(self.storage, layout.metrics(attempt, 0))
-        for step in steps:
-            line = StepMetrics(
-                step=step,
-                attempt=attempt,
-                loss=loss,
-                loss_hex="nan" if loss is None else loss.hex(),
-                learning_rate=1e-3,
-                grad_norm=0.25,
-                time=iso(T0 + step),
-                samples=(1, 2),
-            )
-            writer.add(to_json(line))
-        writer.flush()
-
-    def checkpoint(self, attempt: int, step: int) -> LogRecord:
-        folder = layout.checkpoint_dir(attempt, step)
-        with self.storage.write_stream(f"{folder}/adapter_model.safetensors") as sink:
-            sink.write(b"x" * 1000)
-        manifest = manifest_of(attempt, step, sink.entry("adapter_model.safetensors"))
-        digest = checkpoints.write_manifest(self.storage, folder, manifest)
-        return checkpoints.commit(self.log, attempt, manifest, folder, digest)
-
-    def held(self, **changes: Any) -> None:
-        """As the controller last saw it: waiting for a person."""
-        summary = RunSummary(
-            run_id=self.entry.run_id,
-            attempt=2,
-            phase="ended",
-            step=15,
-            total_steps=20,
-            loss=0.5,
-            learning_rate=1e-3,
-            step_seconds=1.0,
-            save_seconds=1.0,
-            checkpoint_step=10,
-            checkpoint_time=iso(SystemClock().now() - 30),
-            checkpoint_verified=True,
-            preemptions=1,
-            lost_steps=0,
-            eta_s=None,
-            time=iso(T0),
-        )
-        row = with_summary(blank_row(self.entry), summary)
-        row |= {"state": "HELD", "reason": "contract", "message": "lora.r differs: 8, 16"}
-        row |= {"next": f"qvl-orchestrate resume {RUN} --allow-change lora.r", **changes}
-        final = row["state"] in ("SUCCEEDED", "FAILED", "CANCELLED")
-        self.registry.saw(self.entry.run_id, row, final=final, at=SystemClock().now())
-
-
-def manifest_of(attempt: int, step: int, *files: Any) -> CheckpointManifest:
-    """A manifest with these files; everything else does not matter here."""
-    return CheckpointManifest(
-        run_id=RUN,
-        attempt=attempt,
-        step=step,
-        epoch=0,
-        samples_seen=0,
-        nodes=1,
-        gpus_per_node=2,
-        zero_stage=2,
-        plan=PLAN,
-        trigger="interval",
-        created_at=iso(T0),
-        files=files,
-        learning_rate_hex=(0.0).hex(),
-        adapter_digest="",
-        adapter_sha256="a" * 64,
-        rank_digests=(),
-        rng_digests=(),
-        pending_eval=False,
-    )
-
-
-@pytest.fixture
-def run(bench: Bench) -> Built:
-    return Built(bench)
-
-
-# --- status
-
-
-def test_status_of_nothing_says_how_to_start(shell: Shell, bench: Bench) -> None:
-    text = shell("status")
-    assert "init" in text
-    assert "submit" in text
-    assert shell.json("status") == {"runs": []}
-
-
-def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
-    run.held()
-    (row,) = shell.json("status")["runs"]
-    assert 30 <= row["last_checkpoint"].pop("age_s") < 40
-    assert row == {
-        "run_id": RUN,
-        "name": "fake",
-        "backend": "local",
-        "backend_job_id": None,
-        "state": "HELD",
-        "reason": "contract",
-        "attempt": 2,
-        "preemptions": 1,
-        "step": 15,
-        "total_steps": 20,
-        "gpus": 2,
-        "last_checkpoint": {"step": 10, "verified": True},
-        "lost_steps": 0,
-        "eta_s": None,
-        "next": f"qvl-orchestrate resume {RUN} --allow-change lora.r",
-    }
-
-
-def test_status_as_text(shell: Shell, run: Built) -> None:
-    run.held()
-    head, row, as_of = shell("status").splitlines()
-    assert head.split()[:5] == ["run", "name", "backend", "GPUs", "state"]
-    assert re.search(r"HELD .* 15/20 +0\.5000 +10 (✓|ok) 3\d s +0 +- +qvl-orch", row)
-    assert re.fullmatch(r"as of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", as_of)
-    detailed = shell("status", "fake", "-v")
-    assert f"run directory: {run.storage.uri}" in detailed
-    assert "message: lora.r differs: 8, 16" in detailed
-
-
-def test_status_shows_the_last_twenty_that_ended(shell: Shell, bench: Bench) -> None:
-    for number in range(23):
-        built = RunEntry(
-            run_id=f"n-{number:02d}",
-            name="n",
-            backend="local",
-            uri="/none",
-            created_at=float(number),
-            gpus=1,
-        )
-        bench.registry.add(built)
-        row = blank_row(built) | {"state": "SUCCEEDED"}
-        bench.registry.saw(built.run_id, row, final=True, at=T0)
-    names = [row["run_id"] for row in shell.json("status")["runs"]]
-    assert names == [f"n-{number:02d}" for number in range(3, 23)]
-    assert "3 older runs are not shown" in shell("status")
-    assert len(shell.json("status", "--all")["runs"]) == 23
-    assert len(shell.json("status", "n-00", "n-00", "n-01")["runs"]) == 2
-
-
-def test_status_of_a_run_whose_directory_is_away(shell: Shell, bench: Bench) -> None:
-    bench.registry.add(
-        RunEntry(run_id="gone-1", name="gone", backend="local", uri="/none", created_at=0, gpus=1)
-    )
-    text = shell("status")
-    assert "not refreshed (never seen yet): " in text
-    assert shell.json("status")["runs"][0]["state"] == "QUEUED"
-    shell("status", "nobody", code=3)
-
-
-def test_status_does_not_wait_for_a_storage_that_hangs(
-    bench: Bench, run: Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(status, "refresh", lambda *a: release.wait(30))
-    monkeypatch.setattr(status, "BUDGET_S", 0.1)
-    (seen,) = status.snapshot(bench.registry, SystemClock(), bench.registry.runs())
-    assert seen.fault is not None
-    assert all(t.daemon for t in threading.enumerate() if t.name == "status")
-    release.set()
-
-
-def test_the_terminal_table_leaves_out_what_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    row = ["digits-261124-abc123", "digits", "local", "2", "HELD", "2", "1", "##.. 15/20"]
-    row += ["0.5000", "10 ok 3 min", "0", "-", "qvl-orchestrate resume digits-261124-abc123"]
-    monkeypatch.setenv("COLUMNS", "80")
-    narrow = table.drawn([row], [["    job: 17"]])
-    assert max(map(len, narrow.splitlines())) <= 80
-    assert "…" not in narrow
-    assert "backend" not in narrow
-    assert "next: qvl-orchestrate resume" in narrow
-    assert "job: 17" in narrow
-    monkeypatch.setenv("COLUMNS", "200")
-    wide = table.drawn([row], [[]])
-    assert "…" not in wide
-    assert all(column.title in wide for column in table.COLUMNS)
-    assert "next:" not in wide
-
-
-def test_numbers_as_people_read_them() -> None:
-    assert [table.duration(s) for s in (None, 4, 200, 7500, 400_000)] == [
-        "-", "4 s", "3 min", "2h05", "4 d",
-    ]  # fmt: skip
-    assert [table.size(n) for n in (0, 999, 1000, 999_960, 5 * 10**12)] == [
-        "0 B", "999 B", "1.0 kB", "1.0 MB", "5.0 TB",
-    ]  # fmt: skip
-    assert table.bar(0, 0, symbols=False) == "........"
-    assert table.bar(30, 20, symbols=False) == "########"
-
+from tests.unit.cli.shells import RUN, T0, Built, Shell
 
 # --- logs
 
@@ -518,7 +221,10 @@ def test_adopt_enters_run_directories(shell: Shell, run: Built) -> None:
     run.registry.remove(RUN)
     shell("status", RUN, code=3)
     assert shell.json("adopt", where) == {"runs": [{"run_id": RUN, "run_dir": where}]}
-    assert run.registry.find("fake") == replace(run.entry, row=None)
+    found = run.registry.find("fake")
+    assert found == replace(run.entry, row=found.row, final=True, seen_at=found.seen_at)
+    assert found.row is not None
+    assert found.row["state"] == "CANCELLED", "a run that has ended is not looked after again"
     assert shell.json("status", RUN)["runs"][0]["state"] == "CANCELLED"
     assert RUN in shell("adopt", where)
 
@@ -561,18 +267,6 @@ def test_init_writes_once(
     assert shell.json("init", "--force") == {"file": str(tmp_path / "job.yaml")}
     assert Path("job.yaml").read_text() == text
     shell("init", "no/such/folder.yaml", code=78)
-
-
-COMMANDS = [
-    "status", "logs", "events", "metrics", "checkpoints", "adopt", "version", "schema", "init",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_ends_with_an_example(shell: Shell, name: str) -> None:
-    *_, last = shell(name, "--help").split("\n\n")
-    assert last.strip().startswith("Example")
-    assert f"qvl-orchestrate {name}" in last
 
 
 def test_nothing_heavy_is_imported_to_look(bench: Bench, run: Built) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -29,12 +28,10 @@ from orchestrator.errors import StorageError, UserError
 from orchestrator.helper import facts as fact_sheet
 from orchestrator.storage.memory import MemoryStorage
 
-_numbers = itertools.count()
-
 
 @pytest.fixture
-def storage() -> MemoryStorage:
-    return MemoryStorage(f"memory://facts-{next(_numbers)}")
+def storage(memory: MemoryStorage) -> MemoryStorage:
+    return memory
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ def job(tmp_path: Path) -> ResolvedJob:
         name="j",
         backend="local",
         model=ModelSpec(path=str(tmp_path / "model")),
-        quantization={"load_in_4bit": True},
+        quantization={"load_in_4bit": True, "nested": {"a": [1, 2]}},
         lora={"r": 8},
         data=DataSpec(train=str(tmp_path / "train.json")),
         training={"seed": 7},
@@ -81,18 +78,34 @@ def changed(
     return {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
 
 
-def test_facts_are_plain_json_and_repeatable(job: ResolvedJob, storage: MemoryStorage) -> None:
+def test_the_sheet(job: ResolvedJob, storage: MemoryStorage) -> None:
     found = fact_sheet.collect(job, storage)
-    assert loads(canonical(found)) == found
-    assert fact_sheet.collect(job, MemoryStorage(f"{storage.uri}-other")) == found
-    assert found["global_batch"] == 12
-    assert (found["world.nodes"], found["world.gpus_per_node"], found["world.zero_stage"]) == (
-        1, 2, 2,
-    )  # fmt: skip
+    for name, value in {
+        "world.nodes": 1,
+        "world.gpus_per_node": 2,
+        "world.zero_stage": 2,
+        "global_batch": 12,
+        "config.lora.r": 8,
+        "quantization.load_in_4bit": True,
+        "quantization.nested.a": [1, 2],
+        "checkpoint_format": 1,
+    }.items():
+        assert found[name] == value
+    for name in ("model.digest", "data.train", "data.media", "code.digest"):
+        assert len(found[name]) == 64
     assert {k for k in found if k.startswith("version.")} == {
         f"version.{n}"
         for n in ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
     }
+
+
+def test_facts_are_plain_json_and_repeatable(job: ResolvedJob, storage: MemoryStorage) -> None:
+    found = fact_sheet.collect(job, storage)
+    stored = loads(canonical(found))
+    assert stored == found
+    again = fact_sheet.collect(job, MemoryStorage(f"{storage.uri}-other"))
+    assert again == found
+    assert compare(stored, again) == []
 
 
 def test_the_model_is_hashed_once(
@@ -122,6 +135,11 @@ def test_a_damaged_cache_is_only_slow(
     storage.put(layout.BASE_CACHE, cache)
     assert fact_sheet.model_facts(job, storage) == first
     assert all(len(v["sha256"]) == 64 for v in loads(storage.get(layout.BASE_CACHE)).values())
+
+
+def test_a_touched_but_equal_model_is_equal(job: ResolvedJob, storage: MemoryStorage) -> None:
+    config = Path(job.model.path) / "config.json"
+    assert changed(job, storage, lambda: os.utime(config, ns=(1, 1))) == set()
 
 
 def test_a_model_file_added_renamed_or_removed_is_another_model(
@@ -176,6 +194,11 @@ def test_an_evaluation_set_counts(job: ResolvedJob, storage: MemoryStorage, tmp_
     assert changed(job, storage, lambda: None, more) == {"data.eval", "config.data.eval"}
 
 
+def test_media_of_another_root(job: ResolvedJob, storage: MemoryStorage, tmp_path: Path) -> None:
+    other = replace(job, data=replace(job.data, media_root=str(tmp_path / "elsewhere")))
+    assert changed(job, storage, lambda: None, other) == {"data.media", "config.data.media_root"}
+
+
 def test_media_that_are_no_files_are_no_fault(
     job: ResolvedJob, storage: MemoryStorage, tmp_path: Path
 ) -> None:
@@ -184,22 +207,31 @@ def test_media_that_are_no_files_are_no_fault(
     assert len(fact_sheet.collect(job, storage)["data.media"]) == 64
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"a": 1}, 2]', "nonsense"])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "No such file"),
+        (b"{", "not JSON"),
+        (b"nonsense", "not JSON"),
+        (b"[1]", "record 0: int instead of an object"),
+        (b'[{"a": 1}, 2]', "record 1: int instead of an object"),
+        (b'{"a": 1}\n{', "line 2: not JSON"),
+        (b"\xff", "line 1: not UTF-8"),
+    ],
+)
 def test_an_index_that_cannot_be_read_is_the_users_fault(
-    job: ResolvedJob, storage: MemoryStorage, content: str
+    job: ResolvedJob, storage: MemoryStorage, content: bytes | None, text: str
 ) -> None:
-    Path(job.data.train).write_text(content)
-    if content == "":
-        assert fact_sheet.collect(job, storage)["data.train"]
-        return
-    with pytest.raises(UserError, match=r"train\.json"):
+    path = Path(job.data.train)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=text) as caught:
         fact_sheet.collect(job, storage)
+    assert str(path) in caught.value.message
 
 
-def test_a_missing_index_is_the_users_fault(job: ResolvedJob, storage: MemoryStorage) -> None:
-    Path(job.data.train).unlink()
-    with pytest.raises(UserError, match=r"train\.json"):
-        fact_sheet.collect(job, storage)
+def test_an_empty_index_is_read(job: ResolvedJob, storage: MemoryStorage) -> None:
+    Path(job.data.train).write_text("")
+    assert fact_sheet.collect(job, storage)["data.train"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])

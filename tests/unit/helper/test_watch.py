@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -13,183 +13,198 @@ from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.helper.watch import StopWanted, Watcher
 from orchestrator.storage import attempts
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.protocol import Entry
 
-_numbers = itertools.count()
-LOST_S = 60.0
+STOP = StopRecord(attempt=1, slot=1, index=1, reason="SIGTERM", seconds_left=42.0)
+LOST = StopWanted("peer-lost: node 1", 60.0)
 
 
 class Flaky(MemoryStorage):
+    """Reads fail while it is away."""
+
     away = False
+
+    def list(self, prefix: str, *, deep: bool = False) -> list:  # type: ignore[type-arg]
+        if self.away:
+            raise StorageError("away")
+        return super().list(prefix, deep=deep)
 
     def get(self, path: str) -> bytes:
         if self.away:
             raise StorageError("away")
         return super().get(path)
 
-    def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
-        if self.away:
-            raise StorageError("away")
-        return super().list(prefix, deep=deep)
-
 
 @pytest.fixture
-def storage() -> Flaky:
-    return Flaky(f"memory://watch-{next(_numbers)}")
+def storage(memory: MemoryStorage) -> Flaky:
+    return Flaky(memory.uri)
 
 
 def watcher(storage: MemoryStorage, clock: FakeClock, slot: int = 0, nodes: int = 1) -> Watcher:
     return Watcher(
-        storage, clock, attempt=1, slot=slot, nodes=nodes, grace_s=30, node_lost_s=LOST_S
+        storage, clock, attempt=1, slot=slot, nodes=nodes, grace_s=60.0, node_lost_s=30.0
     )
 
 
-def stop(storage: MemoryStorage, reason: str, left: float, slot: int = 1, attempt: int = 1) -> None:
-    record = StopRecord(attempt=attempt, slot=slot, index=1, reason=reason, seconds_left=left)
-    attempts.create_stop(storage, record)
+def poll(watch: Watcher, clock: FakeClock, seconds: float = 1.0) -> list[StopWanted]:
+    clock.advance(seconds)
+    return list(watch.poll())
 
 
-def beat(storage: MemoryStorage, slot: int, at: float) -> None:
-    storage.put(layout.heartbeat(1, slot), b'{"at":%f}' % at)
+def test_nothing_wanted(storage: Flaky, clock: FakeClock) -> None:
+    watch = watcher(storage, clock)
+    assert [poll(watch, clock) for _ in range(100)] == [[]] * 100
+    assert storage.list("", deep=True) == []
 
 
-def pass_time(me: Watcher, clock: FakeClock, seconds: float) -> list[StopWanted]:
-    """Second by second, as the session does."""
-    found = []
-    for _ in range(int(seconds)):
-        clock.advance(1.0)
-        found += list(me.poll())
-    return found
+def test_a_stop_request_is_told_once(storage: Flaky, clock: FakeClock) -> None:
+    watch = watcher(storage, clock)
+    attempts.create_stop(storage, STOP)
+    assert poll(watch, clock) == [StopWanted("SIGTERM", 42.0)]
+    assert poll(watch, clock) == []
+    attempts.create_stop(storage, replace(STOP, reason="SIGUSR1", seconds_left=5.0))
+    assert poll(watch, clock) == [StopWanted("SIGUSR1", 5.0)]
 
 
-def test_a_stop_request_is_told_once(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock)
-    assert list(me.poll()) == []
-    stop(storage, "SIGTERM", 25.0)
-    assert list(me.poll()) == [], "not twice a second"
-    clock.advance(1.0)
-    assert list(me.poll()) == [StopWanted("SIGTERM", 25.0)]
-    assert pass_time(me, clock, 5) == []
+def test_requests_of_several_slots_are_all_told(storage: Flaky, clock: FakeClock) -> None:
+    attempts.create_stop(storage, STOP)
+    attempts.create_stop(storage, replace(STOP, slot=2, reason="preempt"))
+    found = poll(watcher(storage, clock), clock)
+    assert {w.reason for w in found} == {"SIGTERM", "preempt"}
 
 
-def test_later_requests_of_the_same_slot_and_of_others_are_told_too(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock)
-    stop(storage, "SIGUSR1", 30.0)
-    stop(storage, "SIGTERM", 10.0)
-    stop(storage, "preempt", 20.0, slot=2)
-    assert {w.reason for w in me.poll()} == {"SIGUSR1", "SIGTERM", "preempt"}
-
-
-def test_stops_of_another_attempt_are_not_ours(storage: Flaky) -> None:
-    stop(storage, "SIGTERM", 10.0, attempt=2)
-    assert list(watcher(storage, FakeClock()).poll()) == []
-
-
-def test_our_own_requests_are_spread_and_do_not_come_back(storage: Flaky) -> None:
-    clock = FakeClock()
-    me, peer = watcher(storage, clock), watcher(storage, clock, slot=1)
-    me.request("SIGTERM", 28.0, None)
-    me.request("SIGUSR1", 20.0, 3)
-    assert list(me.poll()) == []
-    assert set(peer.poll()) == {StopWanted("SIGTERM", 28.0), StopWanted("SIGUSR1", 20.0)}
-    assert {(r.slot, r.index, r.rank) for r in attempts.read_stops(storage, 1)} == {
-        (0, 1, None),
-        (0, 2, 3),
-    }
-
-
-def test_a_restarted_watcher_takes_the_next_free_index(storage: Flaky) -> None:
-    watcher(storage, FakeClock()).request("SIGTERM", 28.0, None)
-    watcher(storage, FakeClock()).request("SIGTERM", 27.0, None)
-    assert len(attempts.read_stops(storage, 1)) == 2
-
-
-def test_the_tombstone_is_told_once_with_the_whole_grace(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock)
-    storage.put(layout.TOMBSTONE, b"x")
-    assert list(me.poll()) == [StopWanted("cancel", 30)]
-    assert pass_time(me, clock, 5) == []
-
-
-def test_a_damaged_stop_request_is_an_error_that_says_where(storage: Flaky) -> None:
+def test_a_damaged_stop_request_is_an_error_that_says_where(
+    storage: Flaky, clock: FakeClock
+) -> None:
     storage.put(layout.stop(1, 1, 1), b"{")
     with pytest.raises(CheckpointError, match="stop/1-1.json is damaged"):
-        list(watcher(storage, FakeClock()).poll())
+        poll(watcher(storage, clock), clock)
 
 
-def test_a_peer_is_lost_when_its_heartbeat_stands_still(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock, nodes=2)
-    for turn in range(5):
-        beat(storage, 1, turn)
-        assert pass_time(me, clock, LOST_S - 5) == []
-    assert pass_time(me, clock, 4) == []
-    assert pass_time(me, clock, 5) == [StopWanted("peer-lost: node 1", 30)]
-    assert pass_time(me, clock, 3 * LOST_S) == [], "told once"
+def test_a_restarted_watcher_takes_the_next_free_index(storage: Flaky, clock: FakeClock) -> None:
+    watcher(storage, clock).request("SIGTERM", 28.0, None)
+    watcher(storage, clock).request("SIGTERM", 27.0, None)
+    assert [s.index for s in attempts.read_stops(storage, 1)] == [1, 2]
 
 
-def test_a_peer_that_never_comes_is_lost_too(storage: Flaky) -> None:
-    clock = FakeClock()
-    assert pass_time(watcher(storage, clock, nodes=2), clock, LOST_S + 3) == [
-        StopWanted("peer-lost: node 1", 30)
-    ]
+def test_stop_requests_of_other_attempts_are_not_ours(storage: Flaky, clock: FakeClock) -> None:
+    attempts.create_stop(storage, replace(STOP, attempt=2))
+    assert poll(watcher(storage, clock), clock) == []
 
 
-def test_the_peers_clock_does_not_matter(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock, nodes=2)
-    for at in (0.0, 9e9, -5.0, 12.0):
-        beat(storage, 1, at)
-        assert pass_time(me, clock, LOST_S - 5) == []
+def test_our_own_request_is_spread_and_not_told_to_ourselves(
+    storage: Flaky, clock: FakeClock
+) -> None:
+    mine, peer = watcher(storage, clock, 0), watcher(storage, clock, 1)
+    mine.request("SIGTERM", 50.0, None)
+    mine.request("SIGUSR1", 40.0, 3)
+    assert poll(mine, clock) == []
+    assert poll(peer, clock) == [StopWanted("SIGTERM", 50.0), StopWanted("SIGUSR1", 40.0)]
+    stored = [(s.slot, s.index, s.rank) for s in attempts.read_stops(storage, 1)]
+    assert stored == [(0, 1, None), (0, 2, 3)]
 
 
-def test_a_peer_that_has_ended_is_not_lost(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock, nodes=2)
-    beat(storage, 1, 0)
-    pass_time(me, clock, 5)
-    attempts.write_verdict(storage, VerdictRecord(attempt=1, slot=1, code=75, reason="preempted"))
-    assert pass_time(me, clock, 3 * LOST_S) == []
+def test_polls_at_most_once_a_second(storage: Flaky, clock: FakeClock) -> None:
+    watch = watcher(storage, clock)
+    assert poll(watch, clock) == []
+    attempts.create_stop(storage, STOP)
+    assert poll(watch, clock, 0.4) == []
+    assert poll(watch, clock, 0.4) == []
+    assert len(poll(watch, clock, 0.4)) == 1
 
 
-def test_we_beat_ourselves_and_only_with_peers(storage: Flaky) -> None:
-    clock = FakeClock()
-    pass_time(watcher(storage, clock), clock, 20)
-    assert storage.list("", deep=True) == []
-    me = watcher(storage, clock, nodes=2)
+def test_a_tombstone_is_a_cancel_with_the_whole_grace(storage: Flaky, clock: FakeClock) -> None:
+    watch = watcher(storage, clock)
+    storage.create(layout.TOMBSTONE, b"{}")
+    assert poll(watch, clock) == [StopWanted("cancel", 60.0)]
+    assert poll(watch, clock) == []
+
+
+def test_with_peers_we_beat_every_few_seconds(storage: Flaky, clock: FakeClock) -> None:
+    watch = watcher(storage, clock, nodes=2)
     seen = set()
     for _ in range(20):
-        pass_time(me, clock, 1)
+        poll(watch, clock)
         seen.add(storage.get(layout.heartbeat(1, 0)))
     assert 3 <= len(seen) <= 5
 
 
-def test_while_the_storage_is_away_nobody_is_lost(storage: Flaky) -> None:
-    """The peer could not write in that time either; it gets its time anew."""
-    clock = FakeClock()
-    me = watcher(storage, clock, nodes=2)
-    beat(storage, 1, 0)
-    pass_time(me, clock, LOST_S - 10)
+def test_a_peer_that_beats_is_never_lost(storage: Flaky, clock: FakeClock) -> None:
+    mine, peer = watcher(storage, clock, 0, 2), watcher(storage, clock, 1, 2)
+    for _ in range(300):
+        assert poll(mine, clock) == []
+        assert poll(peer, clock, 0.0) == []
+    assert len(storage.list("attempts/000001/heartbeats/")) == 2
+
+
+def test_a_peer_whose_clock_is_off_or_jumps_is_never_lost(storage: Flaky, clock: FakeClock) -> None:
+    mine = watcher(storage, clock, 0, 2)
+    for at in (86_400.0, 0.0, 9e9, -5.0, 12.0):
+        peer = watcher(storage, FakeClock(clock.now() + at), 1, 2)
+        list(peer.poll())
+        assert not any(poll(mine, clock) for _ in range(25))
+
+
+def test_a_silent_peer_is_lost_once_and_after_node_lost_s(storage: Flaky, clock: FakeClock) -> None:
+    mine, peer = watcher(storage, clock, 0, 2), watcher(storage, clock, 1, 2)
+    poll(peer, clock)
+    found = [poll(mine, clock) for _ in range(80)]
+    assert [i for i, f in enumerate(found) if f] == [31]
+    assert found[31] == [LOST]
+
+
+def test_a_peer_that_never_came_is_lost_too(storage: Flaky, clock: FakeClock) -> None:
+    mine = watcher(storage, clock, 0, 2)
+    found = [poll(mine, clock) for _ in range(80)]
+    assert [f for f in found if f] == [[LOST]]
+
+
+def test_a_peer_that_ended_is_not_lost(storage: Flaky, clock: FakeClock) -> None:
+    mine = watcher(storage, clock, 0, 2)
+    poll(mine, clock)
+    attempts.write_verdict(storage, VerdictRecord(attempt=1, slot=1, code=75, reason="preempted"))
+    assert not any(poll(mine, clock) for _ in range(80))
+
+
+def test_while_the_storage_is_away_no_peer_grows_old(storage: Flaky, clock: FakeClock) -> None:
+    """The peer cannot beat either; after the outage it has its full time again."""
+    mine, peer = watcher(storage, clock, 0, 2), watcher(storage, clock, 1, 2)
+    poll(peer, clock)
+    poll(mine, clock)
     storage.away = True
-    for _ in range(200):
+    for _ in range(100):
         clock.advance(1.0)
         with pytest.raises(StorageError):
-            list(me.poll())
+            list(mine.poll())
     storage.away = False
-    assert pass_time(me, clock, LOST_S - 5) == []
-    beat(storage, 1, 1)
-    assert pass_time(me, clock, LOST_S - 5) == []
-    assert len(pass_time(me, clock, LOST_S)) == 1
+    assert poll(mine, clock) == []
+    assert poll(mine, clock, 25.0) == []
+    found = [poll(mine, clock) for _ in range(40)]
+    assert [f for f in found if f] == [[LOST]]
 
 
-def test_a_helper_that_was_paused_accuses_nobody(storage: Flaky) -> None:
-    clock = FakeClock()
-    me = watcher(storage, clock, nodes=2)
-    beat(storage, 1, 0)
-    pass_time(me, clock, 5)
-    clock.advance(1000.0)
-    assert list(me.poll()) == []
-    assert pass_time(me, clock, LOST_S - 5) == []
+def test_a_watcher_that_was_paused_itself_accuses_nobody(storage: Flaky, clock: FakeClock) -> None:
+    mine, peer = watcher(storage, clock, 0, 2), watcher(storage, clock, 1, 2)
+    poll(peer, clock)
+    poll(mine, clock)
+    assert poll(mine, clock, 500.0) == []
+    assert poll(mine, clock) == []
+
+
+def test_one_heartbeat_that_cannot_be_read_accuses_nobody(
+    storage: Flaky, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, peer = watcher(storage, clock, 0, 2), watcher(storage, clock, 1, 2)
+    poll(peer, clock)
+    poll(mine, clock)
+    real = storage.get
+
+    def get(path: str) -> bytes:
+        if "heartbeats" in path:
+            raise StorageError("input/output error")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "get", get)
+        assert not any(poll(mine, clock) for _ in range(60))
+    assert poll(mine, clock) == []
+    assert [LOST] in [poll(mine, clock) for _ in range(40)]

@@ -199,7 +199,7 @@ def test_a_link_to_the_root_is_no_escape(dataset: Any, media: Path, tmp_path: Pa
 
 
 def test_a_rotated_photo_is_turned_upright(media: Path) -> None:
-    from trainer.dataset import open_picture
+    from trainer.media import open_picture
 
     picture = Image.new("RGB", (10, 20))
     exif = picture.getexif()

@@ -1,0 +1,256 @@
+"""Our own saves on a trained state, by the code that a rank runs: nothing is copied from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from orchestrator.contract.manifest import CheckpointManifest, FileEntry
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.records import LogRecord
+from orchestrator.contract.resolved import (
+    CheckpointSpec,
+    DataSpec,
+    ModelSpec,
+    PreemptionSpec,
+    ResolvedJob,
+    Resources,
+)
+from orchestrator.contract.spec import Assignment, StartPoint
+from orchestrator.storage import checkpoints, posix
+from orchestrator.storage.opening import open_storage
+from orchestrator.storage.runlog import RunLog
+from trainer import engine, restore, saving
+from trainer.assemble import Assembler
+from trainer.background import Background
+from trainer.base import BaseWatch
+from trainer.commit import Committer
+from trainer.group import Solo
+from trainer.ledger import Ledger
+from trainer.metrics import MetricsLog
+from trainer.notice import NoticeBoard, watch_signals
+from trainer.outcome import Leave
+from trainer.parts import Committed
+from trainer.saving import Saver
+from trainer.votes import Votes
+
+NOTICE = signal.SIGUSR1
+MICRO_BATCH_S = 0.001
+
+
+class QuietRank:
+    """What the ledger tells its agent goes nowhere."""
+
+    def __init__(self) -> None:
+        self.board = NoticeBoard()
+
+    def phase(self, name: str) -> None:
+        """A stage of the rank."""
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Something for the run's history."""
+
+    def warn(self, key: str, text: str) -> None:
+        """Nothing may go wrong unseen here."""
+        raise RuntimeError(text)
+
+
+def assignment(uri: str) -> Assignment:
+    """The only rank of a first attempt."""
+    plan = BatchPlan(micro=1, accumulation=1, world_size=1)
+    job = ResolvedJob(
+        name="bench",
+        backend="local",
+        model=ModelSpec(path="/nowhere"),
+        quantization={},
+        lora={},
+        data=DataSpec(train="/nowhere"),
+        training={},
+        deepspeed={},
+        zero_stage=2,
+        resources=Resources(nodes=1, gpus_per_node=1),
+        checkpoint=CheckpointSpec(uri=uri, every_steps=10),
+        preemption=PreemptionSpec(grace_s=60.0),
+        batch=plan,
+    )
+    return Assignment(
+        run_id="bench",
+        attempt=1,
+        slot=0,
+        master_addr="127.0.0.1",
+        master_port=1,
+        storage=uri,
+        job=job,
+        plan=plan,
+        start=StartPoint(kind="fresh"),
+        grace_s=60.0,
+        facts={},
+        log_seq=0,
+    )
+
+
+class Workplace:
+    """One run directory and everything of a rank that saves into it.
+
+    uri: of the run directory, which nobody else uses
+    """
+
+    def __init__(self, trainer: Any, uri: str, scratch: Path) -> None:
+        self._trainer = trainer
+        self._job = assignment(uri)
+        self.storage = open_storage(uri)
+        self._log = RunLog(self.storage)
+        self._log.append("fence", 1)
+        self._rank = QuietRank()
+        self._group = Solo()
+        self._committer = Committer(
+            self.storage, self._group, 1, Assembler(self.storage, self._job)
+        )
+        self.background = Background(self._job, 0)
+        metrics = MetricsLog(self.storage, 1, 0, lambda text: self._rank.warn("metrics", text))
+        self._saver = Saver(
+            trainer,
+            self._committer,
+            self.background,
+            BaseWatch(None),
+            metrics,
+            scratch=scratch,
+            steps_per_epoch=1000,
+            global_batch=1,
+        )
+        self._step = 0
+        engine.install(trainer.deepspeed)
+
+    def close(self) -> None:
+        """End the saver process."""
+        self.background.close()
+
+    # --- what is measured
+
+    def save(self) -> Committed:
+        """A save that training waits for, committed."""
+        self._step += 1
+        outcome = self._saver.write(self._step, "interval", pending_eval=False)
+        if not isinstance(outcome, Committed):
+            raise RuntimeError(outcome.message)
+        return outcome
+
+    def stage(self) -> None:
+        """The part of a periodic save that training waits for."""
+        self._step += 1
+        self._saver.stage(self._step, "interval", pending_eval=False)
+
+    def join(self) -> None:
+        """Until the staged save is committed."""
+        self.background.wait(("ended",), 600.0)
+        report = self.background.report()
+        outcome = self._committer.learn(report["reply"]) if report["reply"] else None
+        self.background.clear()
+        if not isinstance(outcome, Committed):
+            raise RuntimeError(f"a staged save ended with {outcome or report}")
+
+    def notice(self) -> float:
+        """Seconds from the signal to the way out, the step committed; by the real ledger."""
+        self._step += 1
+        self._rank.board = NoticeBoard()
+        spec = self._job.job.checkpoint
+        ledger = Ledger(
+            self._rank,  # type: ignore[arg-type]
+            self._group,
+            Votes(self._group, self._rank.board, spec, self.background),
+            self._committer,
+            self.background,
+            write=self._saver.write,
+            stage=self._saver.stage,
+            salvage=self._saver.salvage,
+            start=self._job.start,
+            manifest=None,
+            save_seconds=1.0,
+        )
+        ledger.vote()
+        started = time.perf_counter()
+        os.kill(os.getpid(), NOTICE)
+        try:
+            while not ledger.vote().stop:
+                time.sleep(MICRO_BATCH_S)
+            ledger.stop(self._step)
+        except Leave as leave:
+            if leave.ending.code != 75:
+                raise RuntimeError(leave.ending.message) from None
+        return time.perf_counter() - started
+
+    def load(self) -> None:
+        """Find the newest checkpoint, verify it, restore it, compare what arrived."""
+        record = self._newest(RunLog(self.storage))
+        verified = checkpoints.verify(self.storage, record)
+        folder = self.storage.local_path(verified.commit.directory)
+        restore.load_engine(
+            self._trainer, str(folder), verified.manifest, 0, schedule_may_differ=False
+        )
+
+    # --- beside it
+
+    def manifest(self) -> CheckpointManifest:
+        """Of the newest checkpoint."""
+        commit = self._newest(self._log).commit()
+        return checkpoints.read_manifest(self.storage, commit.directory, commit.manifest_hash)
+
+    def newest(self) -> str:
+        """Directory of the newest checkpoint, relative to the run's."""
+        return self._newest(self._log).commit().directory
+
+    def tidy(self) -> None:
+        """Give all checkpoints up, as retention does."""
+        for record in checkpoints.live_commits(self._log.read()):
+            checkpoints.retire(self.storage, self._log, 1, record, "benchmark")
+
+    def listen(self) -> None:
+        """Have signals reach the present notice board. Once a process, by its main thread."""
+        watch_signals(
+            lambda name: self._rank.board.post(name, 60.0, lambda: None)
+            if name == NOTICE.name
+            else None
+        )
+
+    def _newest(self, log: RunLog) -> LogRecord:
+        return checkpoints.live_commits(log.read())[-1]
+
+
+class NoHash:
+    """In the place of ContentHash: counts, and hashes nothing."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+    def update(self, data: memoryview) -> None:
+        """Only the size."""
+        self.size_bytes += data.nbytes
+
+    def entry(self, path: str) -> FileEntry:
+        """With a hash that is none."""
+        return FileEntry(path=path, size_bytes=self.size_bytes, hash="blake3:" + "0" * 64)
+
+
+@contextmanager
+def unhashed_files() -> Iterator[None]:
+    """Inside, files on a file system are written without a hash."""
+    with mock.patch.object(posix, "ContentHash", NoHash):
+        yield
+
+
+@contextmanager
+def unhashed() -> Iterator[None]:
+    """Inside, a save hashes nothing at all: neither files nor the state in memory."""
+    nothing: Callable[..., str] = lambda *_: "blake3:" + "0" * 64  # noqa: E731
+    with ExitStack() as stack:
+        stack.enter_context(unhashed_files())
+        stack.enter_context(mock.patch.object(saving, "trainable_digest", nothing))
+        stack.enter_context(mock.patch.object(saving, "sha256", lambda _: "0" * 64))
+        stack.enter_context(mock.patch.object(engine, "state_digest", nothing))
+        yield

@@ -1,0 +1,40 @@
+"""What an agent is started with, and the word it leaves to the batch script around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.contract import env as names
+from orchestrator.contract.jsonio import MalformedJson, from_json, loads
+from orchestrator.contract.spec import TrainSpec
+
+
+def read_spec(where: str, environ: Mapping[str, str]) -> TrainSpec:
+    """The TrainSpec in the file `where`, or in the environment if that is `-`.
+
+    Raises OSError or MalformedJson.
+    """
+    if where != "-":
+        return from_json(TrainSpec, loads(Path(where).read_bytes()))
+    if names.SPEC not in environ:
+        raise MalformedJson(f"{names.SPEC} is not set")
+    return from_json(TrainSpec, loads(environ[names.SPEC].encode()))
+
+
+def leave_word(environ: Mapping[str, str], code: int, *, again: bool) -> None:
+    """Tell the batch script of this node how to end, where there is one that asks.
+
+    Only the agent on the batch host does: its script cannot read the run directory, and the
+    launcher between them returns the highest code of all nodes.
+    """
+    path = environ.get(names.VERDICT_FILE)
+    if path is None or environ.get("SLURM_NODEID", "0") != "0":
+        return
+    try:
+        tmp = Path(f"{path}.tmp")
+        tmp.write_text(f"{code} {'requeue' if again else 'leave'}\n")
+        os.replace(tmp, path)
+    except OSError as fault:
+        os.write(2, f"[agent] no word for the batch script: {fault}\n".encode())

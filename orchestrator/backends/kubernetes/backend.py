@@ -1,0 +1,284 @@
+"""The Kubernetes backend's five verbs. Ids are `<namespace>/<Job>`; one Job is one attempt."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.backends.base import Capabilities, Found, Observation, Submission
+from orchestrator.backends.kubernetes import manifest, names, reading, values
+from orchestrator.backends.kubernetes.api import Api, Raw, Refused, ServerApi
+from orchestrator.backends.kubernetes.cluster import Cluster
+from orchestrator.backends.kubernetes.objects import PodView, read_job, read_pod
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.errors import InternalError, Unreachable, UserError
+
+TEMPLATE = "job.yaml.j2"
+CAPABILITIES = Capabilities(
+    requeues_itself=False,
+    keeps_id=False,
+    delivers_usr1=False,
+    multi_node=True,
+    starts_once=True,
+    backoff_base_s=10.0,
+    poll_s=2.0,
+)
+KEPT_JOBS = 3
+"""Finished Jobs of a run that are left for `kubectl` when a newer one is submitted."""
+
+
+def create(state_dir: Path) -> KubernetesBackend:  # noqa: ARG001 - nothing is kept here
+    """The backend of the cluster that `kubectl` would talk to."""
+    return KubernetesBackend(ServerApi)
+
+
+class KubernetesBackend:
+    """Jobs are batch/v1 Jobs. `connect` is called when the server is first needed."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Api],
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._wall = wall
+        self._steady = steady
+        self._known: Cluster | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    @property
+    def _cluster(self) -> Cluster:
+        if self._known is None:
+            self._known = Cluster(self._connect(), self._steady)
+        return self._known
+
+    @property
+    def _api(self) -> Api:
+        return self._cluster.api
+
+    def prepare(self, job: ResolvedJob, spec: TrainSpec) -> Submission:
+        from orchestrator.templates.find import find_for
+        from orchestrator.templates.render import render
+
+        template = find_for("k8s", TEMPLATE, job.kubernetes)
+        rendered = render(template, values.template_values(job, spec))
+        manifest.parse(rendered.text, spec)
+        return Submission(
+            number=spec.submission,
+            spec=spec,
+            text=rendered.text,
+            template=rendered.template_id,
+            template_sha256=rendered.sha256,
+        )
+
+    def submit(self, submission: Submission, key: str) -> str:
+        from orchestrator.backends.kubernetes.executor import submit_manifest
+
+        spec = submission.spec
+        job = manifest.parse(submission.text, spec)
+        if job["metadata"]["name"] != key:
+            raise InternalError(f"the Job is called {job['metadata']['name']}, not {key}")
+        namespace = job["metadata"].setdefault("namespace", self._api.namespace)
+        known = self._api.get("jobs", namespace, key)
+        if known is None:
+            owner = self._anchor(spec, namespace)
+            self._secret(spec, namespace, owner, wanted=_needs_secret(job, spec.run_id))
+            self._clear(spec, namespace)
+            job["metadata"]["ownerReferences"] = [manifest.owner_reference(owner)]
+            self._try(namespace, job)
+            with tempfile.TemporaryDirectory(prefix="qvl-submit-") as folder:
+                known = submit_manifest(Path(folder), lambda: self._create(namespace, job))
+        self._cluster.forget()
+        _refuse_stranger(known, spec)
+        return names.backend_id(namespace, key)
+
+    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
+        return {i: reading.read(self._cluster.attempt(i), self._wall()) for i in ids}
+
+    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+        """An eviction of every pod, as a drain makes it: SIGTERM and the whole grace."""
+        if signal != "SIGTERM":
+            raise UserError(
+                f"Kubernetes gives notice by SIGTERM, not {signal}", hint="leave out --signal"
+            )
+        if rank is not None:
+            raise UserError("Kubernetes gives notice to whole pods", hint="leave out --rank")
+        namespace, name = names.split_id(backend_id)
+        evicted = [self._evict(namespace, pod) for pod in self._pods(namespace, name)]
+        self._cluster.forget()
+        if not any(evicted):
+            raise UserError(f"job {backend_id} has no pod that runs")
+
+    def cancel(self, backend_id: str) -> None:
+        namespace, name = names.split_id(backend_id)
+        self._said(lambda: self._api.delete("jobs", namespace, name), "the Job cannot be deleted")
+        self._cluster.forget()
+
+    # --- beyond the five verbs (see backends/base.py)
+
+    def withdraw(self, backend_id: str, why: str) -> None:
+        """Take a Job back that waits in vain, and note why, so that it is no cancel."""
+        namespace, name = names.split_id(backend_id)
+        run_id, number = names.run_of(name)
+        note = {"metadata": {"annotations": {names.WITHDRAWN: f"{number} {why}"}}}
+        self._said(
+            lambda: self._api.patch("configmaps", namespace, run_id, note),
+            "the run's ConfigMap cannot be changed",
+        )
+        self.cancel(backend_id)
+
+    def forget_secrets(self, run_id: str, backend_id: str) -> None:
+        """Remove the run's Secret."""
+        namespace, _ = names.split_id(backend_id)
+        name = values.secret_name(run_id)
+        self._said(lambda: self._api.delete("secrets", namespace, name), "the Secret stays")
+
+    def forget_run(self, run_id: str, backend_id: str) -> None:
+        """Remove the run's ConfigMap, and with it everything that it owns."""
+        namespace, _ = names.split_id(backend_id)
+        self._said(
+            lambda: self._api.delete("configmaps", namespace, run_id), "the run's ConfigMap stays"
+        )
+
+    def discover(self) -> Sequence[Found]:
+        """Runs of this namespace, whoever submitted them."""
+        anchors = self._cluster.anchors(self._api.namespace)
+        return [Found(run_id=a.run_id, uri=a.run_dir) for a in anchors if a.run_dir]
+
+    # --- submitting
+
+    def _anchor(self, spec: TrainSpec, namespace: str) -> Raw:
+        known = self._api.get("configmaps", namespace, spec.run_id)
+        if known is not None:
+            return known
+        body = manifest.anchor(spec, namespace)
+        try:
+            return self._api.create("configmaps", namespace, body)
+        except Refused as fault:
+            known = self._api.get("configmaps", namespace, spec.run_id)
+            if fault.status == 409 and known is not None:
+                return known
+            raise UserError(f"the run's ConfigMap cannot be created: {fault.message}") from None
+
+    def _secret(self, spec: TrainSpec, namespace: str, owner: Raw, *, wanted: bool) -> None:
+        """Secret values as the submitter has them; later controllers find them in the cluster."""
+        if not wanted:
+            return
+        name = values.secret_name(spec.run_id)
+        stored = _read_secrets(spec.secrets_file)
+        if stored is None:
+            if self._api.get("secrets", namespace, name) is None:
+                raise UserError(
+                    f"the secrets of run {spec.run_id} are not in the cluster any more",
+                    hint=f"qvl-orchestrate resume {spec.run_id}, where they are exported",
+                )
+            return
+        body = manifest.secret(spec.run_id, name, stored, owner)
+        try:
+            self._api.create("secrets", namespace, body)
+        except Refused as fault:
+            if fault.status != 409:
+                raise UserError(f"the Secret cannot be created: {fault.message}") from None
+            self._said(
+                lambda: self._api.patch("secrets", namespace, name, {"stringData": stored}),
+                "the Secret cannot be changed",
+            )
+
+    def _clear(self, spec: TrainSpec, namespace: str) -> None:
+        """Remove Jobs of earlier submissions: those that would still start pods, and old ones."""
+        for raw in self._api.list("jobs", namespace, labels=names.of_run(spec.run_id)):
+            job = read_job(raw)
+            _, number = names.run_of(job.name)
+            over = "Complete" in job.conditions or "Failed" in job.conditions
+            if number < spec.submission and (not over or number < spec.submission - KEPT_JOBS):
+                self._api.delete("jobs", namespace, job.name)
+
+    def _try(self, namespace: str, job: manifest.Manifest) -> None:
+        """A dry run on the server: refuse here what would be refused, or changed, there."""
+        try:
+            kept = self._api.create("jobs", namespace, job, dry_run=True)
+        except Refused as fault:
+            if fault.status == 409:
+                return
+            raise _refusal(fault) from None
+        manifest.check_kept(job, kept)
+
+    def _create(self, namespace: str, job: manifest.Manifest) -> Raw:
+        name = str(job["metadata"]["name"])
+        try:
+            kept = self._api.create("jobs", namespace, job)
+        except Refused as fault:
+            known = self._api.get("jobs", namespace, name) if fault.status == 409 else None
+            if known is None:
+                raise _refusal(fault) from None
+            return known
+        try:
+            manifest.check_kept(job, kept)
+        except UserError:
+            self._api.delete("jobs", namespace, name)
+            raise
+        return kept
+
+    # --- pods
+
+    def _pods(self, namespace: str, name: str) -> list[PodView]:
+        found = self._api.list("pods", namespace, labels=f"job-name={name}")
+        return [p for p in map(read_pod, found) if not p.has_ended and p.kill_at is None]
+
+    def _evict(self, namespace: str, pod: PodView) -> bool:
+        try:
+            return self._api.evict(namespace, pod.name)
+        except Refused as fault:
+            raise UserError(
+                f"pod {pod.name} cannot be evicted: {fault.message}",
+                hint="a PodDisruptionBudget may cover it; `kubectl delete pod` gives notice too",
+            ) from None
+
+    def _said(self, act: Callable[[], object], what: str) -> None:
+        try:
+            act()
+        except Refused as fault:
+            raise Unreachable(f"{what}: {fault.message}") from None
+
+
+def _needs_secret(job: manifest.Manifest, run_id: str) -> bool:
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    wanted = values.secret_name(run_id)
+    sources = (item.get("secretRef") or {} for item in container.get("envFrom") or ())
+    return any(source.get("name") == wanted for source in sources)
+
+
+def _read_secrets(path: str | None) -> dict[str, str] | None:
+    if path is None:
+        return None
+    try:
+        stored = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return {str(k): str(v) for k, v in stored.items()}
+
+
+def _refuse_stranger(job: Raw, spec: TrainSpec) -> None:
+    given = (job.get("metadata") or {}).get("labels") or {}
+    if given.get(names.RUN) != spec.run_id:
+        raise UserError(
+            f"a Job called {names.job_name(spec)} is there already, and is not of this run",
+            hint="remove it, then `qvl-orchestrate controller once`",
+        )
+
+
+def _refusal(fault: Refused) -> UserError:
+    hint = "`submit --dry-run` prints the manifest that was refused"
+    if fault.status == 403 and "cannot create" in fault.message:
+        hint = "ask for the Role in k8s/rbac.yaml"
+    elif fault.status == 404:
+        hint = "does the namespace exist? (kubernetes.namespace)"
+    return UserError(f"the cluster refuses the Job: {fault.message}", hint=hint)

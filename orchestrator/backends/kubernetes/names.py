@@ -1,0 +1,56 @@
+"""Names, labels and annotations of our objects in a cluster. One place for each."""
+
+from __future__ import annotations
+
+from orchestrator.contract.spec import TrainSpec
+
+PREFIX = "qvl-orchestrate"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+RUN = f"{PREFIX}/run"
+"""Label: the run's id, on everything that belongs to it."""
+SUBMISSION = f"{PREFIX}/submission"
+"""Label: the number of the submission, on a Job and its pods."""
+RUN_DIR = f"{PREFIX}/run-dir"
+"""Annotation: URI of the run directory."""
+WITHDRAWN = f"{PREFIX}/withdrawn"
+"""Annotation of the run's ConfigMap: `<submission> <why>`, of a Job that we took back."""
+QUEUE = "kueue.x-k8s.io/queue-name"
+SELECTOR = f"{MANAGED_BY}={PREFIX}"
+"""Finds everything of ours."""
+
+
+def job_name(spec: TrainSpec) -> str:
+    """The name of the Job of a submission: its idempotency key."""
+    return f"{spec.run_id}-{spec.submission}"
+
+
+def labels(spec: TrainSpec) -> dict[str, str]:
+    """The labels of a submission's Job and pods."""
+    return {
+        "app.kubernetes.io/name": PREFIX,
+        MANAGED_BY: PREFIX,
+        RUN: spec.run_id,
+        SUBMISSION: str(spec.submission),
+    }
+
+
+def of_run(run_id: str) -> str:
+    """Label selector of everything of one run."""
+    return f"{SELECTOR},{RUN}={run_id}"
+
+
+def backend_id(namespace: str, name: str) -> str:
+    """`<namespace>/<Job>`: how a submission is called."""
+    return f"{namespace}/{name}"
+
+
+def split_id(identifier: str) -> tuple[str, str]:
+    """Inverse of `backend_id`."""
+    namespace, _, name = identifier.partition("/")
+    return namespace, name
+
+
+def run_of(name: str) -> tuple[str, int]:
+    """Run id and submission number in the name of a Job; number 0 for what is none."""
+    run_id, _, number = name.rpartition("-")
+    return run_id, int(number) if number.isdecimal() else 0

@@ -1,0 +1,115 @@
+"""The `slurm:` block of a resolved job: the site's and the user's settings, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from orchestrator.errors import UserError
+
+GpuRequest = Literal["gpus-per-node", "gres", "none"]
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:;+@%/\[\]()*&|!=-]+)?")
+OURS = frozenset(
+    {
+        "array",
+        "chdir",
+        "cpus-per-task",
+        "error",
+        "export",
+        "export-file",
+        "get-user-env",
+        "gpus",
+        "gpus-per-node",
+        "gpus-per-task",
+        "gres",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "mem",
+        "no-requeue",
+        "nodes",
+        "ntasks",
+        "ntasks-per-gpu",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "parsable",
+        "requeue",
+        "signal",
+        "test-only",
+        "time",
+        "wait",
+        "wrap",
+    }
+)
+"""Options of sbatch that follow from the job, or that the supervisor depends upon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSettings:
+    """What of `slurm:` the batch file needs; None = Slurm's own default."""
+
+    partition: str | None = None
+    qos: str | None = None
+    account: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    comment: str | None = None
+    gpu_request: GpuRequest = "gpus-per-node"
+    """How GPUs are asked for; none: by the constraint, or whole nodes."""
+    gpu_type: str | None = None
+    signal_s: int | None = None
+    """Seconds before the time limit at which Slurm gives notice; None = the grace."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, `--name` or `--name=value`."""
+    srun_options: tuple[str, ...] = ()
+
+
+def parse_settings(block: Mapping[str, Any]) -> SlurmSettings:
+    """Check a `slurm:` block. Raises UserError naming the field."""
+    known = {f.name for f in fields(SlurmSettings)}
+    values: dict[str, Any] = {}
+    for name, value in block.items():
+        if value is None or name not in known:
+            continue
+        values[name] = _value(name, value)
+    return SlurmSettings(**values)
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in ("options", "srun_options"):
+        return _options(name, value)
+    if name == "signal_s":
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+            raise UserError(f"slurm.signal_s: {value!r} is no number of seconds from 1 to 65535")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"slurm.{name}: {value!r} is no text")
+    if name == "gpu_request" and value not in get_args(GpuRequest):
+        raise UserError(
+            f"slurm.gpu_request: {value!r}", hint=f"one of {', '.join(get_args(GpuRequest))}"
+        )
+    return value
+
+
+def _options(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        raise UserError(f"slurm.{name}: a list of options is wanted, for example [--nice=10]")
+    for option in value:
+        word = option.partition("=")[0].removeprefix("--")
+        if word in OURS:
+            raise UserError(
+                f"slurm.{name}: {option} is set by qvl-orchestrate",
+                hint="resources:, env: and the fields of slurm: say it in the job file",
+            )
+        if not _OPTION.fullmatch(option):
+            raise UserError(
+                f"slurm.{name}: {option!r} is no plain option",
+                hint="write --name or --name=value, without spaces or quotes",
+            )
+    return tuple(value)

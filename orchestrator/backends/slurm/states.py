@@ -1,0 +1,143 @@
+"""What Slurm says of a job, read into the phases and endings that this program knows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.backends.base import Observation
+from orchestrator.contract.records import Ending
+
+FIELDS = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "EndTime", "Name")
+SQUEUE_FORMAT = ",".join(f"{name}:|" for name in FIELDS)
+SACCT_FORMAT = "JobIDRaw,State,ExitCode,End,JobName"
+IN_FLIGHT_S = 60.0
+"""For so long after its end, a job that Slurm may start again is believed to be on its way
+from one start to the next."""
+
+_PENDING = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "SPECIAL_EXIT",
+    "RESV_DEL_HOLD",
+}
+_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_ENDINGS: Mapping[str, Ending] = {
+    "COMPLETED": "completed",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "cancelled",
+    "REVOKED": "cancelled",
+    "TIMEOUT": "timeout",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node-fail",
+    "BOOT_FAIL": "node-fail",
+    "LAUNCH_FAILED": "node-fail",
+    "RECONFIG_FAIL": "node-fail",
+    "OUT_OF_MEMORY": "failed",
+    "FAILED": "failed",
+}
+_RESTARTABLE: tuple[Ending, ...] = ("preempted", "node-fail")
+_KILLED_CODE = 137
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job as squeue or sacct has it."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    exit_code: int = 0
+    signal: int = 0
+    end: float | None = None
+    """Seconds since the epoch."""
+    name: str = ""
+
+
+def parse_squeue(text: str) -> tuple[JobState, ...] | None:
+    """The rows of `squeue -O SQUEUE_FORMAT`; None if it is no answer at all (no header)."""
+    lines = text.splitlines()
+    if not lines or not lines[0].startswith("JOBID|"):
+        return None
+    return tuple(_squeue_rows(lines[1:]))
+
+
+def _squeue_rows(lines: list[str]) -> Iterator[JobState]:
+    for line in lines:
+        cells = line.split("|")
+        if len(cells) < len(FIELDS):
+            continue
+        job_id, state, reason, restarts, status, end, name = cells[: len(FIELDS)]
+        code = int(status) if status.lstrip("-").isdigit() else 0
+        yield JobState(
+            job_id=job_id,
+            state=state,
+            reason=reason,
+            restarts=int(restarts) if restarts.isdigit() else 0,
+            # A wait status: the exit code above, the signal below.
+            exit_code=code >> 8,
+            signal=code & 0x7F,
+            end=_seconds(end),
+            name=name,
+        )
+
+
+def parse_sacct(text: str) -> tuple[JobState, ...]:
+    """The newest row of each job in `sacct -D -X -n -P -o SACCT_FORMAT` (oldest first)."""
+    found: dict[str, JobState] = {}
+    runs: dict[str, int] = {}
+    for line in text.splitlines():
+        cells = line.split("|")
+        if len(cells) < 5 or not cells[0].isdigit():
+            continue
+        job_id, state, status, end, name = cells[:5]
+        code, _, signal = status.partition(":")
+        runs[job_id] = runs.get(job_id, -1) + 1
+        found[job_id] = JobState(
+            job_id=job_id,
+            # "CANCELLED by 1000"
+            state=state.split(" ")[0].rstrip("+"),
+            restarts=runs[job_id],
+            exit_code=int(code) if code.isdigit() else 0,
+            signal=int(signal) if signal.isdigit() else 0,
+            end=_seconds(end),
+            name=name,
+        )
+    return tuple(found.values())
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdigit() else None
+
+
+def observation(job: JobState, now: float) -> Observation:
+    """Phase and ending. `now`: seconds since the epoch, of a clock near that of Slurm."""
+    detail = " ".join(w for w in (job.state, _reason(job)) if w)
+    if job.state in _PENDING:
+        return Observation(phase="pending", detail=detail, restarts=job.restarts)
+    if job.state in _RUNNING:
+        return Observation(phase="running", detail=detail, restarts=job.restarts)
+    ending = ending_of(job)
+    if ending is None:
+        return Observation(phase="unknown", detail=detail, restarts=job.restarts)
+    if ending in _RESTARTABLE and job.end is not None and now - job.end < IN_FLIGHT_S:
+        return Observation(phase="running", detail=detail, restarts=job.restarts)
+    return Observation(phase="gone", detail=detail, ending=ending, restarts=job.restarts)
+
+
+def _reason(job: JobState) -> str:
+    return "" if job.reason in ("None", "") else f"({job.reason})"
+
+
+def ending_of(job: JobState) -> Ending | None:
+    """How a job that has ended did so; None for a state that nobody knows."""
+    ending = _ENDINGS.get(job.state)
+    if ending != "failed" or job.state == "OUT_OF_MEMORY":
+        return ending
+    if "LaunchFailure" in job.reason or job.signal == 9 or job.exit_code in (9, _KILLED_CODE):
+        return "killed"
+    return ending

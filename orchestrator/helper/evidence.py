@@ -1,0 +1,166 @@
+"""Reading from the run directory how its attempts ended: the facts that `decide` looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.clock import parse_iso
+from orchestrator.contract.records import ClaimRecord, Ending, SubmissionRecord
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.domain.batch import at_floor
+from orchestrator.domain.decide import starts_again_now
+from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts, taken_away
+from orchestrator.domain.verdict import CANCELLED, attempt_verdict
+from orchestrator.storage import attempts
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.runlog import LogView, RunLog
+
+
+def policy(job: ResolvedJob, backoff_base_s: float) -> Policy:
+    """The budgets that the resolved job and the backend set."""
+    return Policy(
+        max_failures_without_progress=job.preemption.max_failures_without_progress,
+        backoff_base_s=backoff_base_s,
+        grace_s=job.preemption.grace_s,
+        every_steps=job.checkpoint.every_steps,
+    )
+
+
+def claims_since_resume(
+    storage: Storage, submissions: Sequence[SubmissionRecord]
+) -> list[ClaimRecord]:
+    """A person who says `resume` forgives what was spent of the budgets before."""
+    since = _resumed_at(submissions)
+    return [c for c in attempts.read_claims(storage) if c.submission >= since]
+
+
+def _resumed_at(submissions: Sequence[SubmissionRecord]) -> int:
+    return max((s.number for s in submissions if s.reason == "resume"), default=0)
+
+
+def unclaimed(submissions: Sequence[SubmissionRecord], claims: Sequence[ClaimRecord]) -> int:
+    """Newest submissions in a row without an attempt, since a person last said `resume`."""
+    claimed = max((c.submission for c in claims), default=0)
+    since = max(claimed + 1, _resumed_at(submissions))
+    return sum(1 for s in submissions if s.number >= since)
+
+
+def recent(budgets: Policy) -> int:
+    """Attempts to look at: no budget reaches further back.
+
+    Of attempts without a commit, at most those before the first `max_attempts_without_commit`
+    can be preemptions (the next one holds the run); all later ones spend the other budget.
+    """
+    return budgets.max_attempts_without_commit + budgets.max_failures_without_progress
+
+
+def has_ended(storage: Storage, attempt: int) -> bool:
+    """True if every slot that was claimed in the attempt has left its verdict."""
+    slots = {s.slot for s in attempts.read_slots(storage, attempt)}
+    return bool(slots) and slots <= {v.slot for v in attempts.read_verdicts(storage, attempt)}
+
+
+def was_cancelled(storage: Storage, claims: Sequence[ClaimRecord]) -> bool:
+    """True if the newest attempt learnt from its scheduler that its job was cancelled."""
+    verdicts = attempts.read_verdicts(storage, claims[-1].attempt)
+    return any(v.cause == CANCELLED for v in verdicts)
+
+
+def attempt_facts(
+    storage: Storage,
+    view: LogView,
+    claims: Sequence[ClaimRecord],
+    submissions: Sequence[SubmissionRecord],
+    *,
+    living: bool,
+    ending: Ending,
+    restarts: int = 0,
+) -> tuple[AttemptFacts, ...]:
+    """Facts of these attempts, oldest first.
+
+    living: the newest submission's job may be at work; `ending` is how it ended if not.
+    restarts: how often its scheduler started that job again, as far as it says.
+    """
+    newest = submissions[-1].number if submissions else 0
+    endings = {s.number - 1: s.ended for s in submissions} | {newest: ending}
+    found: list[AttemptFacts] = []
+    for index, claim in enumerate(claims):
+        last = index == len(claims) - 1
+        if last and living and claim.submission == newest:
+            found.append(_living(storage, view, claim))
+            continue
+        again = not last and claims[index + 1].submission == claim.submission
+        again = again or (claim.submission == newest and claim.restart_count < restarts)
+        before = found[-1] if found and found[-1].submission == claim.submission else None
+        how: Ending = "" if again else endings.get(claim.submission, "")
+        found.append(_ended(storage, view, claim, how, before, again=again))
+    return tuple(found)
+
+
+def starts_again(storage: Storage, log: RunLog, job: ResolvedJob, submission: int) -> bool:
+    """Whether the job of this submission, which is ending, should be started again at once:
+    asked on a node, where the scheduler can do it without any controller.
+    """
+    submissions = attempts.read_submissions(storage)
+    if not submissions or submissions[-1].number != submission:
+        return False
+    view = log.read()
+    budgets = policy(job, backoff_base_s=1.0)
+    claims = claims_since_resume(storage, submissions)[-recent(budgets) :]
+    found = attempt_facts(storage, view, claims, submissions, living=False, ending="")
+    facts = RunFacts(
+        attempts=found,
+        newest_submission=submission,
+        backend="gone",
+        done=view.is_done(),
+        tombstone=attempts.has_tombstone(storage),
+        policy=budgets,
+    )
+    return bool(found) and found[-1].submission == submission and starts_again_now(facts)
+
+
+def _commits(view: LogView, attempt: int) -> int:
+    return sum(1 for r in view.records if r.kind == "commit" and r.attempt == attempt)
+
+
+def _living(storage: Storage, view: LogView, claim: ClaimRecord) -> AttemptFacts:
+    return AttemptFacts(
+        number=claim.attempt,
+        submission=claim.submission,
+        commits=_commits(view, claim.attempt),
+        oom_can_shrink=not at_floor(claim.plan),
+        stopping=bool(attempts.read_stops(storage, claim.attempt)),
+    )
+
+
+def _ended(
+    storage: Storage,
+    view: LogView,
+    claim: ClaimRecord,
+    ending: Ending,
+    before: AttemptFacts | None,
+    *,
+    again: bool,
+) -> AttemptFacts:
+    number = claim.attempt
+    slots = attempts.read_slots(storage, number)
+    stops = attempts.read_stops(storage, number)
+    verdicts = attempts.read_verdicts(storage, number)
+    verdict = attempt_verdict(number, view.records, slots, stops, verdicts)
+    lost = taken_away(
+        ending,
+        silent=not verdicts and not stops,
+        started_again=again,
+        after_lost=before is not None and before.lost,
+    )
+    ended = max((parse_iso(v.time) for v in verdicts if v.time), default=parse_iso(claim.time))
+    return AttemptFacts(
+        number=number,
+        submission=claim.submission,
+        verdict=verdict,
+        ended_at=ended,
+        commits=_commits(view, number),
+        oom_can_shrink=not at_floor(claim.plan),
+        ending=ending,
+        lost=lost,
+    )

@@ -1,0 +1,235 @@
+"""A small run whose writer is killed or hindered, what the writer does, and what must hold after.
+
+Torch-free: the files stand for those of a real checkpoint; everything that writes or reads
+them is the real code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.clock import FakeClock
+from orchestrator.contract import layout
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.spec import Assignment, StartFrom, StartPoint
+from orchestrator.errors import NotOwner
+from orchestrator.helper.choose import Chooser
+from orchestrator.helper.copying import NodeCopies
+from orchestrator.helper.keeper import Keeper
+from orchestrator.storage import checkpoints
+from orchestrator.storage.hashing import sha256
+from orchestrator.storage.posix import PosixStorage
+from orchestrator.storage.runlog import RunLog
+from tests.harness.jobs import job
+from tests.unit.storage import fakes
+from trainer.assemble import Assembler
+from trainer.parts import Committed, Digests, Head, PartWriter
+
+RANKS = 2
+FACTS = {"world.nodes": 1}
+STANDING = (10, 20)
+"""Steps that attempt 1 has committed before anything happens."""
+NEXT = 30
+
+Say = Callable[[str], None]
+"""Tells the outside that something was promised, for example `committed 1 30`."""
+
+
+def assembler(root: Path, attempt: int) -> Assembler:
+    spec = job(Path("/data"), ranks=RANKS)
+    plan = BatchPlan(micro=2, accumulation=3, world_size=RANKS)
+    assignment = Assignment(
+        run_id="run",
+        attempt=attempt,
+        slot=0,
+        master_addr="",
+        master_port=0,
+        storage=str(root),
+        job=spec,
+        plan=plan,
+        start=StartPoint(kind="fresh"),
+        grace_s=60.0,
+        facts=FACTS,
+        log_seq=0,
+    )
+    return Assembler(PosixStorage(root), assignment, clock=FakeClock())
+
+
+def save(root: Path, attempt: int, step: int) -> Committed:
+    """One checkpoint of all ranks, as the saver processes write it."""
+    storage, files = PosixStorage(root), fakes.contents(attempt, step, RANKS)
+    directory = layout.checkpoint_dir(attempt, step)
+    parts = []
+    for rank in range(RANKS):
+        writer = PartWriter(storage, directory)
+        for name in sorted(files)[rank::RANKS]:
+            writer.put(name, files[name])
+        parts.append(writer.finish(rank, Digests(state="s", rng="r")))
+        if writer.error is not None:
+            raise writer.error
+    head = Head(
+        step=step,
+        epoch=0,
+        samples_seen=step,
+        trigger="interval",
+        learning_rate_hex="0x1p-10",
+        pending_eval=False,
+        adapter_digest="d",
+        adapter_sha256=sha256(files[fakes.ADAPTER]),
+    )
+    return assembler(root, attempt).commit(directory, parts, head)
+
+
+def make(root: Path, *steps: int) -> None:
+    """Attempt 1 with what it has committed so far."""
+    RunLog(PosixStorage(root)).append("fence", 1)
+    for step in steps:
+        save(root, 1, step)
+
+
+# --- what the writer does; the names are those of the tests
+
+
+def do_save(root: Path, say: Say) -> None:
+    save(root, 1, NEXT)
+    say(f"committed 1 {NEXT}")
+
+
+def do_retain(root: Path, say: Say) -> None:
+    keeper(root, 1).retain()
+    say("retained")
+
+
+def do_take_over(root: Path, say: Say) -> None:
+    """A new attempt: fence, look for a checkpoint (the newest is damaged), clean up."""
+    RunLog(PosixStorage(root)).append("fence", 2)
+    say("fenced 2")
+    choose(root, 2)
+    keeper(root, 2).clean_leftovers()
+    say("cleaned")
+
+
+def do_load(root: Path, say: Say) -> None:
+    choose(root, 1)
+    say("loaded")
+
+
+def do_finish(root: Path, say: Say) -> None:
+    target = assembler(root, 1)
+    last = target.find(STANDING[-1])
+    assert last is not None
+    target.finish(last)
+    say("done")
+
+
+WORK: dict[str, Callable[[Path, Say], None]] = {
+    name.removeprefix("do_"): value for name, value in list(globals().items()) if name[:3] == "do_"
+}
+
+
+def prepare(work: str, root: Path) -> None:
+    """The run as `work` finds it."""
+    if work == "retain":
+        make(root, *STANDING, NEXT)
+        return
+    make(root, *STANDING)
+    if work == "save":
+        # an earlier save of the step was given up half-way
+        fakes.write(PosixStorage(root), NEXT)
+        (root / layout.checkpoint_dir(1, NEXT) / fakes.ADAPTER).write_bytes(b"half")
+    if work == "take_over":
+        save(root, 1, NEXT)
+        (root / layout.checkpoint_dir(1, NEXT) / "latest").write_bytes(b"?")
+        fakes.write(PosixStorage(root), NEXT + 10)
+        (root / layout.checkpoint_dir(1, NEXT + 10) / ".tmp-dead").write_bytes(b"half")
+
+
+def keeper(root: Path, attempt: int, told: list[str] | None = None) -> Keeper:
+    notes = told if told is not None else []
+    return Keeper(PosixStorage(root), attempt, 1, lambda kind, data: notes.append(f"{kind} {data}"))
+
+
+def choose(root: Path, attempt: int, told: list[str] | None = None) -> StartPoint:
+    storage = PosixStorage(root)
+    notes = told if told is not None else []
+    chooser = Chooser(
+        storage,
+        RunLog(storage),
+        attempt,
+        FACTS,
+        "warn",
+        (),
+        lambda kind, data: notes.append(f"{kind} {data}"),
+        NodeCopies(storage, "run", attempt, 0),
+    )
+    return chooser.choose(StartFrom())
+
+
+# --- what must hold afterwards
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What the outside was told, in order."""
+
+    said: tuple[str, ...]
+    standing: int = STANDING[-1]
+
+    @property
+    def step(self) -> int:
+        steps = [int(s.split()[2]) for s in self.said if s.startswith("committed ")]
+        return max([self.standing, *steps])
+
+
+def assert_sound(work: str, root: Path, promised: Promised) -> None:
+    """The next attempt finds what was promised, whole; it can commit and tidy up."""
+    attempt = 3
+    log = RunLog(PosixStorage(root))
+    view = log.read()
+    assert view.unreadable == ()
+    if "done" in promised.said:
+        assert view.is_done()
+    for said in promised.said:
+        if said.startswith("fenced "):
+            assert view.fence() >= int(said.split()[1])
+            with pytest.raises(NotOwner):
+                RunLog(PosixStorage(root)).append("retire", 1)
+    log.append("fence", attempt)
+    told: list[str] = []
+    point = choose(root, attempt, told)
+    assert point.step >= promised.step, f"step {point.step} after {promised.said}"
+    assert_whole(root, point)
+    spoilt = [line for line in told if "checkpoint_bad" in line]
+    assert spoilt == [] or work == "take_over", f"a committed checkpoint was damaged: {spoilt}"
+    save(root, attempt, 50)
+    keeper(root, attempt).clean_leftovers()
+    keeper(root, attempt).retain()
+    again = choose(root, attempt + 1)
+    assert again.step == 50
+    assert_whole(root, again)
+    assert_tidy(root)
+
+
+def assert_whole(root: Path, point: StartPoint) -> None:
+    """Every byte of what was chosen is what one save has written."""
+    assert point.directory is not None
+    attempt = int(Path(point.directory).parts[-3])
+    assert Path(point.directory) == root / layout.checkpoint_dir(attempt, point.step)
+    for name, data in fakes.contents(attempt, point.step, RANKS).items():
+        assert (Path(point.directory) / name).read_bytes() == data, name
+
+
+def assert_tidy(root: Path) -> None:
+    """Attempts that were replaced leave nothing but bad checkpoints, which are a person's."""
+    view = RunLog(PosixStorage(root)).read()
+    kept = {r.retire().directory for r in view.records if r.kind == "bad"}
+    kept |= {r.commit().directory for r in checkpoints.live_commits(view)}
+    for path in root.glob("attempts/**/*"):
+        name = path.relative_to(root).as_posix()
+        inside = "/".join(name.split("/")[:4])
+        assert path.is_dir() or inside in kept, f"{name} was left behind"
+        assert not path.name.startswith(".tmp-"), f"{name} was left behind"

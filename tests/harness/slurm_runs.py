@@ -1,0 +1,72 @@
+"""Whole runs on a real Slurm with the torch-free trainer, driven pass by pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.contract import layout
+from orchestrator.contract.resolved import ResolvedJob, Resources
+from orchestrator.storage import attempts
+from orchestrator.storage.segments import read_segments
+from tests.harness.runs import Bench, Driven
+from tests.harness.slurm_cluster import Cluster
+
+
+@dataclass(kw_only=True)
+class SlurmBench(Bench):
+    """A workplace whose jobs run on `cluster`; two ranks in all, one node or two."""
+
+    cluster: Cluster
+
+    def job(self, **changes: Any) -> ResolvedJob:
+        nodes = changes.pop("nodes", 1)
+        limit = changes.pop("time_limit_s", 300)
+        slurm = changes.pop("slurm", {"partition": "preemptible"})
+        job = super().job(**changes)
+        shape = Resources(nodes=nodes, gpus_per_node=2 // nodes, time_limit_s=limit)
+        return replace(job, backend="slurm", resources=shape, slurm=slurm)
+
+    def close(self) -> None:
+        self.cluster.cancel_all()
+
+    def restarts(self, run: Driven) -> int:
+        """What Slurm counts for the run's newest job."""
+        return int(self.cluster.job(job_id(run))["Restarts"])
+
+    def until_state(self, run: Driven, *states: str, seconds: float = 40.0) -> str:
+        """Until Slurm itself says one of these; returns it."""
+        return until(lambda: self.cluster.job(job_id(run))["JobState"], states, seconds)
+
+
+def until(ask: Callable[[], str], wanted: tuple[str, ...], seconds: float) -> str:
+    """Ask until the answer is one of `wanted`. AssertionError past the time."""
+    end = time.monotonic() + seconds
+    while (found := ask()) not in wanted:
+        assert time.monotonic() < end, f"{found}, not {' or '.join(wanted)}"
+        time.sleep(0.2)
+    return found
+
+
+def job_id(run: Driven) -> str:
+    """Slurm's id of the run's newest submission."""
+    newest = attempts.read_submissions(run.storage)[-1]
+    found = attempts.read_backend_id(run.storage, newest.number)
+    assert found is not None, "the newest submission was never handed over"
+    return found
+
+
+def causes(run: Driven) -> list[str]:
+    """What Slurm said of each notice, oldest first."""
+    return [e["data"]["cause"] for e in run.events("cause")]
+
+
+def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
+    """Events of one node of every attempt."""
+    found = []
+    for claim in attempts.read_claims(run.storage):
+        folder = layout.attempt_events(claim.attempt, f"node-{node}")
+        found += [line for _, line in read_segments(run.storage, folder)]
+    return [e for e in found if e["kind"] == kind]

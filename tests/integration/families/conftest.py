@@ -1,0 +1,70 @@
+"""A tiny model of each family, pictures of digits, and workplaces for runs on them."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.harness.runs import ROOT
+from tests.harness.training import TrainingBench, TrainingRun
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TRAIN, HELD_OUT = 1200, 200
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Handwritten digits: train.json, eval.json, images/."""
+    folder = tmp_path_factory.mktemp("digits")
+    script = runpy.run_path(str(ROOT / "examples/digits/make_data.py"))
+    script["make_data"](folder, TRAIN, HELD_OUT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Callable[[str], Path]:
+    """Folder with a family's model beside the digits."""
+
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.getbasetemp() / f"place-{family}"
+        if not folder.exists():
+            folder.mkdir()
+            for name in ("train.json", "eval.json", "images"):
+                (folder / name).symlink_to(digits / name)
+            argv = [sys.executable, "-m", "trainer.tiny", str(folder / "model"), "--family", family]
+            subprocess.run(argv, check=True, timeout=300, cwd=ROOT)
+        return folder
+
+    return make
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same job twice: once disturbed, once left alone."""
+
+    family: str
+    bench: TrainingBench
+    straight: TrainingRun
+    disturbed: TrainingRun
+
+
+@pytest.fixture
+def bench_of(
+    tmp_path: Path, workplace: Callable[[str], Path]
+) -> Iterator[Callable[[str], TrainingBench]]:
+    """Workplaces whose agents do not outlive the test."""
+    made: list[TrainingBench] = []
+
+    def make(family: str) -> TrainingBench:
+        made.append(TrainingBench(tmp_path / family, data=workplace(family)))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()

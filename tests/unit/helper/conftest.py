@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.clock import FakeClock
+from orchestrator.storage.memory import MemoryStorage
+from tests.unit.helper.sites import Site
+
+
+@pytest.fixture
+def site(memory: MemoryStorage, clock: FakeClock) -> Site:
+    return Site(memory, clock)

@@ -1,0 +1,95 @@
+"""A run directory in memory and the agents that come to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.agent.identity import Identity
+from orchestrator.clock import FakeClock
+from orchestrator.contract.plan import BatchPlan
+from orchestrator.contract.records import SubmissionRecord, VerdictRecord
+from orchestrator.contract.resolved import (
+    CheckpointSpec,
+    DataSpec,
+    ModelSpec,
+    PreemptionSpec,
+    ResolvedJob,
+    Resources,
+)
+from orchestrator.contract.spec import StartFrom, TrainSpec
+from orchestrator.helper.claim import Claimed, Claimer
+from orchestrator.storage import attempts
+from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.runlog import RunLog
+
+PLAN = BatchPlan(micro=4, accumulation=3, world_size=2)
+JOB = ResolvedJob(
+    name="n",
+    backend="local",
+    model=ModelSpec(path="/m"),
+    quantization={},
+    lora={},
+    data=DataSpec(train="/t"),
+    training={},
+    deepspeed={},
+    zero_stage=2,
+    resources=Resources(nodes=1, gpus_per_node=2),
+    checkpoint=CheckpointSpec(uri="/runs"),
+    preemption=PreemptionSpec(grace_s=60.0),
+    batch=PLAN,
+)
+SPEC = TrainSpec(
+    run_id="r",
+    storage="memory://r",
+    submission=1,
+    backend="local",
+    nodes=1,
+    gpus_per_node=2,
+    grace_s=60.0,
+    signals=("SIGTERM",),
+    python="python",
+    node_lost_s=5.0,
+)
+
+
+class Site:
+    """One run directory and the agents that come to it, by default node 0 of job `a`."""
+
+    def __init__(self, storage: MemoryStorage, clock: FakeClock) -> None:
+        self.storage = storage
+        self.clock = clock
+        self.log = RunLog(storage)
+
+    def submit(self, number: int, **more: Any) -> None:
+        record = SubmissionRecord(
+            number=number, key=f"k{number}", token="t", spec=SPEC, start=StartFrom(), **more
+        )
+        assert attempts.create_submission(self.storage, record) is None
+
+    def claimer(
+        self,
+        submission: int = 1,
+        job: str = "a",
+        restart: int = 0,
+        slot: int | None = 0,
+        nodes: int = 1,
+        token: str = "",
+    ) -> Claimer:
+        spec = replace(SPEC, submission=submission, nodes=nodes)
+        return Claimer(
+            self.storage,
+            RunLog(self.storage),
+            self.clock,
+            spec,
+            Identity(job, restart, slot, "host"),
+            token or f"{job}-{restart}-{slot}",
+        )
+
+    def start(self, *args: Any, **named: Any) -> Claimed:
+        return self.claimer(*args, **named).claim(JOB)
+
+    def end(self, attempt: int, code: int, reason: str = "r") -> None:
+        attempts.write_verdict(
+            self.storage, VerdictRecord(attempt=attempt, slot=0, code=code, reason=reason)
+        )
