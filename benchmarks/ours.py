@@ -213,9 +213,9 @@ class Workplace:
     def listen(self) -> None:
         """Have signals reach the present notice board. Once a process, by its main thread."""
         watch_signals(
-            lambda name: self._rank.board.post(name, 60.0, lambda: None)
-            if name == NOTICE.name
-            else None
+            lambda name: (
+                self._rank.board.post(name, 60.0, lambda: None) if name == NOTICE.name else None
+            )
         )
 
     def _newest(self, log: RunLog) -> LogRecord:

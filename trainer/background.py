@@ -57,6 +57,7 @@ class Background:
         )
         self._memory = staging.memory()
         self._change = threading.Condition()
+        self._sending = threading.Lock()
         self._phase: Phase = "idle"
         self._message = ""
         self._reply: Json = None
@@ -165,7 +166,7 @@ class Background:
 
     def _send(self, kind: str, **fields: Any) -> None:
         """A saver that has died is noticed by its listener."""
-        with suppress(OSError):
+        with self._sending, suppress(OSError):
             self._link.sendall(wire.encode(kind, fields))
 
     def _listen(self, link: socket.socket, process: subprocess.Popen[bytes]) -> None:

@@ -51,6 +51,8 @@ COMMANDS = {
     "export": "Write a run's adapter as a folder that plain PEFT loads.",
     "merge": "Write the base model with a run's adapter merged into it.",
     "generate": "Ask what a run has trained about a picture.",
+    "template": "Look at, check and start a site's batch template.",
+    "doctor": "Say what of this place endangers a run, and the cure.",
     "schema": "Print the JSON schema of job.yaml.",
     "version": "Show versions.",
 }

@@ -84,6 +84,7 @@ checkpoint:
   every_steps: 100              # without any interval: every_minutes: 30
   # every_minutes: null
   keep_last: 2
+  # local_dir: null                # like /scratch: copies on the node's own disk, a faster source
 
 preemption:
   grace_s: 60                   # seconds from the notice to the kill

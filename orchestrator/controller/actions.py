@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.backends.base import RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
@@ -200,7 +201,9 @@ def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
     seen = _when_left(run)
     if keep_adapter is not None:
         copy_adapter(run, seen, keep_adapter)
-    forget_secrets(run)
+    forget_secrets(run, seen)
+    if seen.backend_id is not None and isinstance(run.backend, RemembersRuns):
+        run.backend.forget_run(run.run_id, seen.backend_id)
     local = run.storage.local_path(layout.RESOLVED)
     if local is not None:
         shutil.rmtree(local.parent)

@@ -87,7 +87,7 @@ def _record_end(
         note = {"time": iso(run.clock.now()), "by": "scheduler"}
         run.storage.create(layout.TOMBSTONE, canonical(note))
     if state in (State.SUCCEEDED, State.CANCELLED):
-        forget_secrets(run)
+        forget_secrets(run, seen)
     if before == state:
         return
     if isinstance(decision, Hold | Fail):
@@ -163,9 +163,9 @@ def secrets_path(state_dir: Path, run_id: str) -> Path:
     return state_dir / "secrets" / f"{run_id}.json"
 
 
-def forget_secrets(run: Run) -> None:
-    """Remove the secret values of a run."""
-    backend_id = (run.registry.find(run.run_id).row or {}).get("backend_job_id")
-    if backend_id is not None and isinstance(run.backend, RemembersRuns):
-        run.backend.forget_secrets(run.run_id, backend_id)
+def forget_secrets(run: Run, seen: Seen) -> None:
+    """Remove the secret values of a run, here and where its backend keeps them."""
+    has_some = seen.newest is not None and seen.newest.spec.secrets_file is not None
+    if has_some and seen.backend_id is not None and isinstance(run.backend, RemembersRuns):
+        run.backend.forget_secrets(run.run_id, seen.backend_id)
     secrets_path(run.registry.state_dir, run.run_id).unlink(missing_ok=True)

@@ -69,8 +69,9 @@ _FORBIDDEN_CODE = (
      "remove it, or check single commands: COMMAND || exit 78"),
     (r"\bscontrol requeue(?! incomplete)", "a plain requeue brings back a job that was cancelled",
      "say scontrol requeue incomplete"),
-    (r"^\s*trap\s+(-|''|\"\")\s+.*\b(TERM|USR1|CONT)\b", "the notice would kill the shell, or "
-     "never reach the agent", "remove it: our trap does nothing but keep the shell alive"),
+    (r"^\s*trap\s+(-|''|\"\")\s+.*\b(TERM|USR1|CONT)\b",
+     "the notice would kill the shell, or never reach the agent",
+     "remove it: our trap keeps the shell alive, and does nothing else"),
     (r"^\s*exec\s+(?!\d*[<>])", "the shell that asks for a requeue would be gone",
      "start the command without exec"),
     (r"^exit\b(?! \"\$qvl_code\")", "the shell would leave before its end",
@@ -200,12 +201,22 @@ def _code(text: str) -> list[str]:
     return [line for line in joined.split("\n") if not line.lstrip().startswith("#")]
 
 
+def _block(near: str) -> str:
+    """The block in which ours has what is missing."""
+    if near.startswith("--") or near == "directives":
+        return "directives"
+    return "launch" if "srun" in near or near == "launch" else "(setup|launch|teardown)"
+
+
 def _placed(lost: _Lost, template: Template) -> Finding:
     """The finding at the line of the template that it is about: the one that it names, else
-    the block that replaces ours, else the top.
+    the block that replaces ours, else the top. Lines of ours are not to blame for a template
+    that extends it.
     """
-    for source in template.sources:
-        for number, line in enumerate(source.text.split("\n"), 1):
-            if re.search(lost.near, line) and "{#" not in line:
-                return Finding(source.path, number, lost.what, lost.cure)
-    return Finding(str(template.path), 1, lost.what, lost.cure)
+    own = [s for i, s in enumerate(template.sources) if i == 0 or not s.ours]
+    for pattern in (lost.near, rf"\{{%-?\s*block\s+{_block(lost.near)}\b"):
+        for source in own:
+            for number, line in enumerate(source.text.split("\n"), 1):
+                if "{#" not in line and re.search(pattern, line):
+                    return Finding(source.path, number, lost.what, lost.cure)
+    return Finding(template.sources[0].path, 1, lost.what, lost.cure)

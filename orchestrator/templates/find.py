@@ -35,6 +35,11 @@ class Source:
     path: str
     text: str
 
+    @property
+    def ours(self) -> bool:
+        """True if it ships with the project."""
+        return self.name.partition("/")[0] in _SHIPPED
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -52,8 +57,8 @@ class Template:
     @property
     def template_id(self) -> str:
         """Where it came from, for people: `site:/etc/...`, `checkout:slurm/train.sbatch.j2`."""
-        ours = self.origin in ("checkout", "package")
-        return f"{self.origin}:{self.sources[0].name if ours else self.path}"
+        first = self.sources[0]
+        return f"{self.origin}:{first.name if first.ours else self.path}"
 
 
 def find_template(

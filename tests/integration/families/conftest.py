@@ -6,13 +6,12 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.harness.runs import ROOT
-from tests.harness.training import TrainingBench, TrainingRun
+from tests.harness.training import TrainingBench
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TRAIN, HELD_OUT = 1200, 200
@@ -44,16 +43,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Callabl
     return make
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The same job twice: once disturbed, once left alone."""
-
-    family: str
-    bench: TrainingBench
-    straight: TrainingRun
-    disturbed: TrainingRun
-
-
 @pytest.fixture
 def bench_of(
     tmp_path: Path, workplace: Callable[[str], Path]
@@ -62,6 +51,7 @@ def bench_of(
     made: list[TrainingBench] = []
 
     def make(family: str) -> TrainingBench:
+        (tmp_path / family).mkdir(exist_ok=True)
         made.append(TrainingBench(tmp_path / family, data=workplace(family)))
         return made[-1]
 

@@ -70,7 +70,7 @@ def test_the_time_limit(bench: SlurmBench, calm: tuple[Any, ...]) -> None:
     assert causes(run) == ["time-limit"]
     notices = {e["data"]["reason"] for e in run.events("notice")}
     assert "SIGUSR1" in notices
-    assert [c[2] for c in run.commits()][-1] == "notice"
+    run.drive(lambda _: run.commits()[-1][2] == "notice")
     check_end(bench, run, calm)
 
 

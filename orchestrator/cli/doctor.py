@@ -1,0 +1,1 @@
+"""`doctor`: what of this place endangers a run."""

@@ -1,0 +1,72 @@
+"""Whole runs on a real Kubernetes with the torch-free trainer, driven pass by pass."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.contract import layout
+from orchestrator.contract.resolved import ResolvedJob, Resources
+from orchestrator.storage import attempts
+from orchestrator.storage.segments import read_segments
+from tests.harness.kube_cluster import NAMESPACE, Cluster
+from tests.harness.runs import ROOT, Bench, Driven
+
+
+@dataclass(kw_only=True)
+class KubeBench(Bench):
+    """A workplace whose jobs run on `cluster`; two ranks in all, one node or two."""
+
+    cluster: Cluster
+
+    def job(self, **changes: Any) -> ResolvedJob:
+        nodes = changes.pop("nodes", 1)
+        more = changes.pop("kubernetes", {})
+        job = super().job(**changes)
+        shape = Resources(nodes=nodes, gpus_per_node=2 // nodes)
+        settings = {**self.settings(), **more}
+        return replace(
+            job, backend="kubernetes", resources=shape, python=sys.executable, kubernetes=settings
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The image, and this machine's Python and checkout in it."""
+        roots = ["/usr", str(ROOT)]
+        roots += [] if Path(sys.prefix).is_relative_to(ROOT) else [sys.prefix]
+        mounts = [{"host_path": r, "path": r, "read_only": True} for r in roots]
+        mounts.append({"host_path": str(self.folder), "path": str(self.folder)})
+        return {
+            "image": os.environ["QVL_TEST_IMAGE"],
+            "image_pull_policy": "IfNotPresent",
+            "namespace": NAMESPACE,
+            "volumes": mounts,
+            "env": {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            # The run directory belongs to whoever runs the tests.
+            "run_as_user": os.getuid(),
+            "shm_gb": 0.125,
+        }
+
+    def close(self) -> None:
+        self.cluster.clear()
+
+
+def job_name(run: Driven) -> str:
+    """The Job of the newest submission."""
+    newest = attempts.read_submissions(run.storage)[-1]
+    return f"{run.run.run_id}-{newest.number}"
+
+
+def run_events(run: Driven, kind: str) -> list[dict[str, Any]]:
+    """What the controller and the command line noted of a run."""
+    found = []
+    for writer in ("controller", "cli"):
+        found += [e for _, e in read_segments(run.storage, layout.run_events(writer))]
+    return [e for e in found if e["kind"] == kind]
+
+
+def codes(run: Driven, attempt: int) -> list[int]:
+    """The verdicts of an attempt's nodes."""
+    return sorted(v.code for v in attempts.read_verdicts(run.storage, attempt))

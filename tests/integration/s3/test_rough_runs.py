@@ -1,0 +1,138 @@
+"""Whole runs over a store that misbehaves, with the torch-free trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.contract import layout
+from orchestrator.storage.opening import open_storage
+from orchestrator.storage.protocol import HasUploads
+from tests.harness.runs import Bench, Driven, wait_gone
+from tests.harness.s3proxy import Fault, Proxy, always, share
+from tests.harness.weed import Weed
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def proxy(weed: Weed) -> Iterator[Proxy]:
+    proxy = Proxy(weed.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def through(
+    weed: Weed, proxy: Proxy, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    """The bench, with the proxy between it and its store."""
+    weed.use(monkeypatch, proxy.endpoint)
+    yield bench
+    proxy.plan = lambda _m, _t: None
+
+
+def committed(run: Driven) -> list[int]:
+    return [step for _, step, _ in run.commits()]
+
+
+def test_over_a_bad_line_the_result_is_the_same(through: Bench, proxy: Proxy) -> None:
+    calm = through.submit()
+    assert calm.drive().state == "SUCCEEDED"
+    kinds = ("answer", "lose-reply", "cut-reply", "reset")
+    proxy.plan = share(0.15, *(Fault(kind) for kind in kinds))
+    run = through.submit(step_s=0.05)
+    run.until_step(7)
+    run.notify("SIGTERM")
+    assert run.drive().state == "SUCCEEDED"
+    proxy.plan = lambda _m, _t: None
+    assert {kind for kind, _ in proxy.spoilt} == set(kinds)
+    assert run.outcome() == calm.outcome()
+    assert len(set(committed(run))) == len(committed(run)), "each step was committed once"
+
+
+def test_a_store_that_hangs_in_the_emergency_save(through: Bench, proxy: Proxy) -> None:
+    """Nothing new is committed, the attempt ends in its grace time, and the run goes on."""
+    short = replace(through.job().preemption, grace_s=8.0)
+    run = through.submit(through.job(preemption=short), step_s=0.05)
+    run.drive(lambda s: (s.row["checkpoint_step"] or 0) >= 5 and s.row["step"] >= 6)
+    family, before = run.tree(), committed(run)
+    proxy.plan = always(Fault("hang"))
+    noticed = time.monotonic()
+    run.notify("SIGTERM")
+    wait_gone(family, 12.0)
+    assert time.monotonic() - noticed < 9.0
+    proxy.plan = lambda _m, _t: None
+    assert set(committed(run)) - set(before) <= {10, 15, 20}, "at most a save that was under way"
+    assert run.drive().state == "SUCCEEDED"
+    assert run.commits()[-1][1] == 20
+    calm = through.submit()
+    calm.drive()
+    assert run.outcome() == calm.outcome()
+
+
+def test_what_dead_attempts_left_in_uploads_is_given_up(bench: Bench, weed: Weed) -> None:
+    run = bench.submit(step_s=0.1)
+    run.until_step(6)
+    prefix = run.storage.uri.removeprefix("s3://qvl-test/")
+    client, begun = weed.client(), {}
+    for attempt in (1, 2):
+        key = f"{prefix}/{layout.checkpoint_dir(attempt, 99)}/large"
+        begun[attempt] = client.create_multipart_upload(Bucket="qvl-test", Key=key)["UploadId"]
+    run.notify("SIGTERM")
+    run.until_attempt(2)
+    assert run.drive().state == "SUCCEEDED"
+    assert isinstance(run.storage, HasUploads)
+    left = [upload.upload_id for upload in run.storage.uploads()]
+    assert left == [begun[2]], "that of the living attempt is left alone"
+
+
+def test_a_server_restarted_under_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Weed(tmp_path / "weed")
+    server.start()
+    server.client().create_bucket(Bucket="bucket")
+    server.use(monkeypatch)
+    bench = Bench(tmp_path / "bench", uri="s3://bucket/runs")
+    try:
+        job = bench.job(training={"max_steps": 40, "seed": 7, "learning_rate": 1e-3})
+        run = bench.submit(job, step_s=0.2)
+        run.until_step(7)
+        before = run.commits()
+        server.kill()
+        time.sleep(2.0)
+        server.start()
+        assert run.drive(seconds=150.0).state == "SUCCEEDED"
+        assert run.commits()[: len(before)] == before
+        calm = bench.submit(job)
+        calm.drive()
+        assert run.outcome() == calm.outcome()
+    finally:
+        bench.close()
+        server.kill()
+
+
+def test_many_threads_and_a_forked_child(s3_uri: str) -> None:
+    """DataLoader workers are forked from ranks that have used the store."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    storage = open_storage(s3_uri)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: storage.put(f"a/{n}", b"%d" % n), range(64)))
+        assert sorted(pool.map(lambda n: storage.get(f"a/{n}"), range(64))) == sorted(
+            b"%d" % n for n in range(64)
+        )
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            storage.put("child", b"1")
+            code = 0 if open_storage(s3_uri).get("a/1") == b"1" else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert storage.get("child") == b"1"
