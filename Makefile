@@ -17,10 +17,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-local test-training soak check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-fast test-local test-s3 test-slurm soak-slurm test-training test-families soak check lint types layers format wheel bench clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## the virtual environment with everything (about 2 minutes, 2 GB)
 
@@ -29,26 +29,40 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about 2 minutes) ..."
 	@$(PIP) $(TORCH)
-	@$(PIP) -e '.[train,demo,dev]'
+	@$(PIP) -e '.[train,s3,demo,dev]'
+	@$(PIP) -e '.[s3-test]' || echo "no S3 server to test with: the tests of S3 will be skipped"
 	@$(BIN)/pip check >/dev/null
 	@touch $@
 
 demo: setup ## preempt a real training three times, compare it with an undisturbed one
 	@$(BIN)/python examples/digits/demo.py
 
-test: test-fast test-local test-training ## all tests
+test: test-fast test-local test-s3 test-training ## all tests
 
 test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
-	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training"
+	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3"
 
 test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 240 s)
-	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not soak"
+	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3"
+
+test-s3: setup ## storage, faults and whole runs on a real S3 server, SeaweedFS (budget 480 s)
+	@$(BUDGET) 480 $(PYTEST) tests/contract/test_storage_contract.py tests/integration/s3 -n 2 -m s3
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
-	@$(BUDGET) 480 $(PYTEST) tests -m training
+	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3"
+
+test-families: setup $(VENV)/torchvision ## every family, data checks, a learned task (budget 600 s)
+	@QVL_TORCHVISION=$(CURDIR)/$(VENV)/torchvision $(BUDGET) 600 $(PYTEST) tests -m families --timeout 1500
+
+# In a folder of its own: with torchvision beside it, Transformers prepares pictures differently.
+$(VENV)/torchvision: $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --target $@ torchvision==0.28.0
 
 soak: setup ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
 	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m soak --timeout 3600 --durations=0
+
+soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
+	@$(PYTEST) tests/integration/slurm -n 2 -m soak --timeout 1800 --durations=0
 
 check: lint types layers wheel test ## what CI runs
 

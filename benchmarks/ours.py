@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class QuietRank:
 
     def warn(self, key: str, text: str) -> None:
         """Nothing may go wrong unseen here."""
-        raise RuntimeError(text)
+        raise RuntimeError(f"{key}: {text}")
 
 
 def assignment(uri: str) -> Assignment:
@@ -247,10 +247,10 @@ def unhashed_files() -> Iterator[None]:
 @contextmanager
 def unhashed() -> Iterator[None]:
     """Inside, a save hashes nothing at all: neither files nor the state in memory."""
-    nothing: Callable[..., str] = lambda *_: "blake3:" + "0" * 64  # noqa: E731
+    nothing = "blake3:" + "0" * 64
     with ExitStack() as stack:
         stack.enter_context(unhashed_files())
-        stack.enter_context(mock.patch.object(saving, "trainable_digest", nothing))
-        stack.enter_context(mock.patch.object(saving, "sha256", lambda _: "0" * 64))
-        stack.enter_context(mock.patch.object(engine, "state_digest", nothing))
+        stack.enter_context(mock.patch.object(saving, "trainable_digest", return_value=nothing))
+        stack.enter_context(mock.patch.object(saving, "sha256", return_value="0" * 64))
+        stack.enter_context(mock.patch.object(engine, "state_digest", return_value=nothing))
         yield

@@ -32,6 +32,7 @@ from trainer.loaders import EvaluationSampler, make_loader
 from trainer.loop import OrchestratedTrainer, Parts
 from trainer.metrics import MetricsLog
 from trainer.modeling import Loaded, base_digest, load_model
+from trainer.quantized import Base
 from trainer.rank import Rank
 from trainer.replacing import Replacements, ReplacingDataset, Which
 from trainer.sampler import RankBatchSampler, dropped_per_epoch
@@ -60,15 +61,22 @@ def build(
     manifest = None
     if start.kind == "checkpoint":
         manifest = restore.read_manifest(start.directory or "")
-    set_seed(args.seed)
-    loaded = load_model(job, device)
+    source = Base(rank, assignment, group, device, _recorded_base(manifest, device.type))
+
+    def load(snapshot: Path | None) -> Loaded:
+        set_seed(args.seed)
+        return load_model(job, device, snapshot)
+
+    loaded = source.load(load)
     if start.kind == "weights":
         restore.load_weights_only(loaded.model, start.directory or "")
     GradientWatch(loaded.model)
     rank.phase("model")
     data = Data(assignment, args, rank, loaded)
-    parts = _parts(rank, assignment, group, manifest, loaded, data)
+    parts = _parts(rank, assignment, group, manifest, loaded, data, source)
     closers[:0] = [parts.steps.close, parts.background.close]
+    if parts.keeper is not None:
+        closers.insert(0, parts.keeper.close)
     saver_options = {
         "scratch": scratch,
         "steps_per_epoch": data.sampler.steps,
@@ -141,11 +149,15 @@ def _parts(
     manifest: CheckpointManifest | None,
     loaded: Loaded,
     data: Data,
+    source: Base,
 ) -> Parts:
     storage = open_storage(assignment.storage)
-    base: dict[str, Any] = _base_facts(manifest, loaded)
+    base: dict[str, Any] = {
+        "recorded_base": source.recorded,
+        "base_facts": {"base_device": next(loaded.model.parameters()).device.type},
+    }
     background = Background(assignment, rank.number, **base)
-    digest = (lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None
+    base_watch = BaseWatch((lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None)
     return Parts(
         rank=rank,
         assignment=assignment,
@@ -159,24 +171,20 @@ def _parts(
             local_tier(assignment.job.checkpoint, assignment.run_id),
         ),
         background=background,
-        base=BaseWatch(digest),
+        base=base_watch,
         steps=_step_log(storage, rank, group, assignment),
         sampler=data.sampler,
         loader=data.loader,
         evaluation_loader=data.evaluation_loader,
         manifest=manifest,
+        keeper=source.keeper(loaded, base_watch),
     )
 
 
-def _base_facts(manifest: CheckpointManifest | None, loaded: Loaded) -> dict[str, Any]:
+def _recorded_base(manifest: CheckpointManifest | None, device: str) -> str | None:
     """The base's digest is compared only where it was made on the same type of device."""
-    device = next(loaded.model.parameters()).device.type
-    recorded = {} if manifest is None else manifest.facts
-    same = recorded.get("base_device") == device
-    return {
-        "recorded_base": recorded.get("base_digest") if same else None,
-        "base_facts": {"base_device": device},
-    }
+    facts = {} if manifest is None else manifest.facts
+    return facts.get("base_digest") if facts.get("base_device") == device else None
 
 
 def _step_log(storage: Storage, rank: Rank, group: Group, assignment: Assignment) -> StepLog:

@@ -40,7 +40,7 @@ class GradientWatch:
             if not self._queued:
                 self._queued = True
                 # Called by autograd at the end of this backward pass.
-                torch.autograd.Variable._execution_engine.queue_callback(self._judge)  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(self._judge)
 
         return hook
 

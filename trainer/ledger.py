@@ -46,6 +46,7 @@ class Ledger:
     salvage: stores the adapter alone
     manifest: of the checkpoint that the attempt began with
     save_seconds: what the last save took, in whatever attempt
+    on_commit: called after each save that training goes on after
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Ledger:
         start: StartPoint,
         manifest: CheckpointManifest | None,
         save_seconds: float | None,
+        on_commit: Callable[[], object] = lambda: None,
     ) -> None:
         self._rank = rank
         self._group = group
@@ -72,6 +74,7 @@ class Ledger:
         self._stage = stage
         self._salvage = salvage
         self._save_seconds = save_seconds
+        self._on_commit = on_commit
         self._late_commit = False
         self._stands: Committed | None = None
         if manifest is not None:
@@ -234,6 +237,8 @@ class Ledger:
         self._votes.saved()
         board = self._rank.board
         self._late_commit |= board.raised
+        if trigger == "interval" and not board.raised:
+            self._on_commit()
         self.tell(
             "committed",
             step=step,

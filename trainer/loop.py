@@ -25,6 +25,7 @@ from trainer.commit import Committer
 from trainer.engine import install
 from trainer.group import Group
 from trainer.ledger import Ledger
+from trainer.quantized import Keeper
 from trainer.rank import Rank
 from trainer.sampler import RankBatchSampler
 from trainer.saving import Saver
@@ -50,6 +51,8 @@ class Parts:
     evaluation_loader: Any | None
     manifest: CheckpointManifest | None
     """Of the checkpoint to resume from."""
+    keeper: Keeper | None
+    """Stores the quantized base for later attempts."""
 
 
 class OrchestratedTrainer(Trainer):  # type: ignore[misc]
@@ -81,6 +84,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
             stage=saver.stage,
             salvage=saver.salvage,
             save_seconds=parts.assignment.save_seconds,
+            on_commit=parts.keeper.begin if parts.keeper else lambda: None,
             start=parts.assignment.start,
             manifest=parts.manifest,
         )

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.contract.jsonio import to_json
@@ -45,6 +46,23 @@ class AdaptedModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BasePlan:
+    """What the base was as it was loaded: enough to write it again as it was."""
+
+    types: Mapping[str, torch.dtype]
+    """Of its parameters; an engine may have widened them since."""
+    files: Mapping[str, bytes]
+    """The small files that from_pretrained reads beside the weights."""
+
+    def dtype(self, name: str, tensor: torch.Tensor) -> torch.dtype:
+        """Type to store a tensor in. Raises ValueError if digits were lost since the load."""
+        dtype = self.types.get(name, tensor.dtype)
+        if torch.promote_types(dtype, tensor.dtype) != tensor.dtype:
+            raise ValueError(f"{name} was loaded as {dtype} and is {tensor.dtype} now")
+        return dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """A model ready to train, with what belongs to it."""
 
@@ -58,6 +76,8 @@ class Loaded:
     """All parameters, adapters included; a 4-bit weight counts as one."""
     max_positions: int | None
     """Longest sequence in tokens that the language model is made for; None = not stated."""
+    base_plan: BasePlan | None
+    """None where the base is not quantized to 4 bits, or is more than its parameters."""
 
     def summary(self) -> str:
         """Matched modules with layer numbers folded, and the counts, for people to read."""
@@ -85,8 +105,10 @@ class Loaded:
         }
 
 
-def load_model(job: ResolvedJob, device: torch.device) -> Loaded:
+def load_model(job: ResolvedJob, device: torch.device, snapshot: Path | None = None) -> Loaded:
     """Load the base as the job says, freeze it, and add fresh adapters in float32.
+
+    snapshot: folder with the base quantized as the job says (trainer.quantized)
 
     The adapters' values depend on torch's global seed alone, which the caller sets first.
     Gradient checkpointing is switched on (never reentrant) only if `training` asks for it.
@@ -97,7 +119,7 @@ def load_model(job: ResolvedJob, device: torch.device) -> Loaded:
     family = family_of(folder)
     processor = VisionChatProcessor.from_pretrained(folder, family)
     config = _lora_config(job.lora, family)
-    base = _load_base(job, folder, device)
+    base, plan = _load_base(job, folder, device, snapshot)
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError) as fault:
@@ -114,6 +136,7 @@ def load_model(job: ResolvedJob, device: torch.device) -> Loaded:
         trainable_parameters=sum(n for trains, n in sizes if trains),
         total_parameters=sum(n for _, n in sizes),
         max_positions=getattr(base.config.get_text_config(), "max_position_embeddings", None),
+        base_plan=plan,
     )
 
 
@@ -175,20 +198,45 @@ def trainable_digest(model: nn.Module) -> str:
     return f"blake3:{digest.hexdigest()}"
 
 
-def _load_base(job: ResolvedJob, folder: Path, device: torch.device) -> Any:
+def base_tensors(model: nn.Module, plan: BasePlan) -> dict[str, torch.Tensor]:
+    """The base's parameters and quantization state by their names in its own state dict.
+
+    Raises ValueError where `model` does not have all of them, frozen, in one piece.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for full, parameter in model.named_parameters():
+        name = _base_name(full)
+        if parameter.requires_grad or name not in plan.types:
+            continue
+        found[name] = parameter.detach()
+        state = getattr(parameter, "quant_state", None)
+        if isinstance(parameter, Params4bit) and state is not None:
+            for key, value in state.as_dict(packed=True).items():
+                found[f"{name}.{key}"] = value
+    missing = sorted(set(plan.types) - set(found))
+    if missing:
+        raise ValueError(f"{len(missing)} parameters of the base train: {missing[0]}, ...")
+    return found
+
+
+def _load_base(
+    job: ResolvedJob, folder: Path, device: torch.device, snapshot: Path | None
+) -> tuple[Any, BasePlan | None]:
     quantization = _quantization(job.quantization)
     dtype = "auto"
     if quantization is not None and quantization.load_in_4bit:
         dtype = quantization.bnb_4bit_compute_dtype
     try:
         base = AutoModelForImageTextToText.from_pretrained(
-            str(folder),
-            quantization_config=quantization,
+            str(snapshot or folder),
             dtype=dtype,
             device_map=None if job.zero_stage == 3 else {"": device},
+            # A snapshot's own stands in its config.json, and None would overrule it.
+            **({} if snapshot else {"quantization_config": quantization}),
         )
     except (OSError, ValueError, ImportError, KeyError) as fault:
         raise UserError(f"model.path: {folder} cannot be loaded: {fault}") from fault
+    plan = _plan(base, folder)
     for module in base.modules():
         if isinstance(module, Linear4bit):
             # In evaluation bitsandbytes would repack the weights in place, with losses.
@@ -196,12 +244,25 @@ def _load_base(job: ResolvedJob, folder: Path, device: torch.device) -> Any:
     asked = any(job.training.get(f"{kind}_checkpointing") for kind in ("activation", "gradient"))
     if quantization is None:
         base.requires_grad_(False)
-        return base
-    return prepare_model_for_kbit_training(
+        return base, plan
+    prepared = prepare_model_for_kbit_training(
         base,
         use_gradient_checkpointing=asked,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
+    return prepared, plan
+
+
+def _plan(base: Any, folder: Path) -> BasePlan | None:
+    if not getattr(base, "is_loaded_in_4bit", False) or any(
+        set(module._buffers) - module._non_persistent_buffers_set for module in base.modules()
+    ):
+        return None
+    files = {CONFIG_NAME: base.config.to_json_string().encode()}
+    generation = folder / GENERATION_CONFIG_NAME
+    if generation.is_file():
+        files[generation.name] = generation.read_bytes()
+    return BasePlan(types={n: p.dtype for n, p in base.named_parameters()}, files=files)
 
 
 def _quantization(settings: Mapping[str, Any]) -> BitsAndBytesConfig | None:
@@ -266,11 +327,11 @@ def _add(digest: Any, name: str, tensor: torch.Tensor, *, widen: bool = False) -
     """Add a tensor's name, type, shape and bytes to `digest`."""
     dtype = "float" if widen else str(tensor.dtype).removeprefix("torch.")
     digest.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
-    for chunk in _chunks(tensor, widen):
-        digest.update(chunk.view(torch.uint8).numpy())
+    for piece in pieces(tensor, torch.float32 if widen else tensor.dtype):
+        digest.update(piece.view(torch.uint8).numpy())
 
 
-def _chunks(tensor: torch.Tensor, widen: bool) -> Iterator[torch.Tensor]:
+def pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Flat pieces of `tensor` in main memory, read on a stream of their own on a GPU."""
     flat = tensor.detach().reshape(-1)
     stream = torch.cuda.Stream(flat.device) if flat.is_cuda else None
@@ -278,5 +339,4 @@ def _chunks(tensor: torch.Tensor, widen: bool) -> Iterator[torch.Tensor]:
         stream.wait_stream(torch.cuda.current_stream(flat.device))
     with torch.cuda.stream(stream):
         for start in range(0, flat.numel(), _CHUNK):
-            piece = flat[start : start + _CHUNK]
-            yield (piece.float() if widen else piece).cpu().contiguous()
+            yield flat[start : start + _CHUNK].to(dtype).cpu().contiguous()

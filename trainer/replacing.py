@@ -43,7 +43,8 @@ class ReplacingDataset(Dataset[Item]):
     in every worker and after every resume. Errors travel as items (`fault`), because a
     DataLoader worker cannot raise ours.
 
-    known: replacements of the run so far; they hold even if the sample is readable again
+    known: replacements of the run so far; they hold even if the sample is readable again, and
+        one that cannot be read any more is a fault, because any other would change the run
     """
 
     def __init__(self, data: ChatDataset, spec: DataSpec, which: Which, known: Mapping[int, int]):
@@ -57,10 +58,13 @@ class ReplacingDataset(Dataset[Item]):
 
     def __getitem__(self, i: int) -> Item:
         """The item of sample `i`; `index` stays `i`, `replaced` tells of a new replacement."""
+        known = self.known.get(i)
         try:
-            return {**self.data[self.known.get(i, i)], "index": i}
+            return {**self.data[i if known is None else known], "index": i}
         except DataError as fault:
-            return self._instead(i, fault) if self.replace else {"index": i, "fault": fault}
+            if self.replace and known is None:
+                return self._instead(i, fault)
+            return {"index": i, "fault": fault}
 
     def _instead(self, i: int, fault: DataError) -> Item:
         for attempt in range(TRIES):

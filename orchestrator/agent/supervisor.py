@@ -257,6 +257,10 @@ class Supervisor:
             self._kill_ranks()
         elif kind == "stop":
             self._on_notice(str(message["reason"]), float(message["seconds_left"]), None)
+        elif kind == "peer-ended" and self._first_failure is None:
+            # Its ranks will never answer again: ours get the time to say so, and no more.
+            self._say(f"node {message['node']} has ended")
+            self._first_failure = self._clock.monotonic()
         elif kind == "verdict":
             self._verdict = int(message["code"])
             self._again = bool(message.get("again"))

@@ -1,1 +1,126 @@
 """`doctor`: what of this place endangers a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.common import json_option, note, out, out_json, registry
+
+if TYPE_CHECKING:
+    from orchestrator.config.site import SiteConfig
+    from orchestrator.contract.resolved import ResolvedJob
+    from orchestrator.doctor.finding import Finding
+
+_HELP = """Say what of this place endangers a run: what, why it matters, and what to change.
+
+With a job file, what that job needs counts: its partition, grace, time limit and folders.
+Without one, --backend says what is looked at; left out: Slurm where sbatch is on PATH.
+Nothing is changed. --probe submits a Slurm job of about two minutes, which reports from its node
+which signals arrive and when; --preempt-with names a partition whose jobs preempt it.
+
+\b
+Exit codes:
+  0   no danger was found (warnings there may be)
+  78  a danger was found, or the job or site file is wrong
+"""
+_EXAMPLES = """\b
+Examples:
+  qvl-orchestrate doctor
+  qvl-orchestrate doctor job.yaml
+  qvl-orchestrate doctor --backend slurm --probe --preempt-with high
+"""
+DANGER = 78
+
+
+@click.command("doctor", help=_HELP, epilog=_EXAMPLES)
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where runs are to go.")
+@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
+@click.option("--all", "every", is_flag=True, help="Also what was found good.")
+@click.option("--probe", is_flag=True, help="Submit a job of two minutes and read its report.")
+@click.option("--partition", help="Partition of --probe, instead of the default.")
+@click.option("--preempt-with", metavar="PARTITION", help="Preempt the probe by a job there.")
+@json_option
+def command(
+    *,
+    job: Path | None,
+    backend: str | None,
+    site: Path | None,
+    every: bool,
+    probe: bool,
+    partition: str | None,
+    preempt_with: str | None,
+    as_json: bool,
+) -> int:
+    """Look at this place (see `_HELP`)."""
+    from orchestrator.config.load import load_site
+    from orchestrator.doctor.finding import sorted_findings
+
+    config = load_site(site)
+    resolved = _resolved(job, config)
+    where = backend or (resolved.backend if resolved else _usual())
+    found = list(_look(resolved, config, site, where))
+    if probe:
+        from orchestrator.doctor.probe import run_probe
+
+        name = partition or (resolved.slurm.get("partition") if resolved else None)
+        note("submitting a probe; this takes one to four minutes (Ctrl-C ends it)")
+        found += run_probe(
+            registry().state_dir, name or config.slurm.partition, preempt_with, config
+        )
+    _show(sorted_findings(found), every=every, as_json=as_json)
+    return DANGER if any(f.level == "danger" for f in found) else 0
+
+
+def _resolved(job: Path | None, config: SiteConfig) -> ResolvedJob | None:
+    if job is None:
+        return None
+    from orchestrator.config.load import load_job, resolve_loaded
+
+    return resolve_loaded(load_job(job), config)
+
+
+def _usual() -> str:
+    import shutil
+
+    return "slurm" if shutil.which("sbatch") else "local"
+
+
+def _look(
+    job: ResolvedJob | None, config: SiteConfig, site: Path | None, backend: str
+) -> list[Finding]:
+    from orchestrator.doctor import look
+
+    known = registry()
+    slurm = backend == "slurm"
+    found: list[Finding] = []
+    if slurm:
+        named = str(site) if site else "site.toml"
+        found += look.look_slurm(look.wants_of(job, config, named, known))
+    found += look.look_machine(look.CLIENTS if slurm else (), wants_gpu=not slurm)
+    found += look.look_folder(known.state_dir, "state", must_be_shared=slurm)
+    if not (slurm and config.slurm.container):
+        found += look.look_python((job.python if job else None) or sys.executable)
+    if job is not None and job.checkpoint.uri.startswith("/"):
+        folder = Path(job.checkpoint.uri)
+        found += look.look_folder(folder, "run directories", must_be_shared=slurm)
+    return found
+
+
+def _show(found: tuple[Finding, ...], *, every: bool, as_json: bool) -> None:
+    from orchestrator.contract.jsonio import to_json
+    from orchestrator.doctor.finding import ORDER
+
+    counts = {level: sum(f.level == level for f in found) for level in ORDER}
+    if as_json:
+        out_json({"findings": to_json(found), "counts": counts})
+        return
+    for finding in found:
+        if every or finding.level != "good":
+            out(finding.text())
+    told = ", ".join(f"{n} {level}" for level, n in counts.items() if n)
+    out(f"looked at {len(found)} things: {told}" + ("" if every else " (--all shows all)"))

@@ -92,10 +92,7 @@ def gather(run: Run, step: int | None = None) -> Result:
         curve=tuple(row for row in read_curve(storage) if row.step <= commit.step),
         evaluations=tuple(_evaluations(events, commit.step)),
         trainable=next((e["data"] for e in events if e["kind"] == "trainable"), {}),
-        replaced=Counter(
-            entry.path.rsplit("/", 1)[-1].partition("-")[0]
-            for entry in storage.list(layout.REPLACED)
-        ),
+        replaced=replaced_counts(storage),
     )
 
 
@@ -185,6 +182,12 @@ def _events(storage: Storage, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]
             for _, line in read_segments(storage, f"{writer}/"):
                 if isinstance(line, dict) and line.get("kind") in kinds:
                     yield line
+
+
+def replaced_counts(storage: Storage) -> dict[str, int]:
+    """Broken samples that were replaced, by index file (train, eval)."""
+    names = (entry.path.rpartition("/")[2] for entry in storage.list(layout.REPLACED))
+    return dict(Counter(name.partition("-")[0] for name in names))
 
 
 def base_type(job: ResolvedJob) -> str | None:

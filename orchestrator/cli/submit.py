@@ -62,6 +62,7 @@ def command(
     if dry_run and wait:
         raise UsageError("--dry-run submits nothing that --wait could follow")
     resolved, text, settings = read_job(job, overrides, site, template)
+    _warn(resolved, site)
     if dry_run:
         _print_dry_run(resolved, settings, as_json)
         return 0
@@ -98,6 +99,18 @@ def read_job(
     )
     resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
     return resolved, loaded.text, settings
+
+
+def _warn(job: ResolvedJob, site_file: Path | None) -> None:
+    """What the doctor finds in Slurm's settings, on stderr; a submission is not held up by it."""
+    if job.backend != "slurm":
+        return
+    from orchestrator.config.load import load_site
+    from orchestrator.doctor.look import submit_warnings
+
+    named = str(site_file) if site_file else "site.toml"
+    for finding in submit_warnings(job, load_site(site_file), named, registry()):
+        note(finding.text())
 
 
 def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> None:

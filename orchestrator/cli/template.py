@@ -102,8 +102,8 @@ def diff(*, site: Path | None, template: Path | None, source: bool, as_json: boo
     config = _load(site)
     theirs, ours = _find(config, template), _ours()
     pair = [ours.text, theirs.text] if source else [_render(t, config) for t in (ours, theirs)]
-    lines = [text.splitlines(keepends=True) for text in pair]
-    text = "".join(difflib.unified_diff(*lines, ours.template_id, theirs.template_id))
+    before, after = (text.splitlines(keepends=True) for text in pair)
+    text = "".join(difflib.unified_diff(before, after, ours.template_id, theirs.template_id))
     if as_json:
         out_json({**_about(theirs), "equal": not text, "diff": text})
         return 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def run_tool(
             )
         except OSError as fault:
             raise UserError(f"{program} cannot be run: {fault.strerror}") from None
-        try:
-            result = _talk(child, request, on_progress)
-        finally:
-            child.kill()
-            child.wait()
+        with child:
+            try:
+                result = _talk(child, request, on_progress)
+            finally:
+                child.kill()
         if result is None:
             errors.seek(0)
             said = errors.read().decode(errors="replace")[-_TAIL:].strip()
@@ -84,6 +85,8 @@ def _talk(
         child.stdin.write(json.dumps(request).encode())
         child.stdin.close()
     except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            child.stdin.close()
         child.wait()
         return None
     result = None

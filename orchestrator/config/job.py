@@ -87,6 +87,10 @@ class ModelSection(Section):
     revision: Text | None = Field(
         default=None, description="Commit of a model on the hub; null for a folder."
     )
+    snapshot: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Keep the quantized base beside the runs, for later attempts to load.",
+    )
 
 
 class DataSection(Section):

@@ -74,6 +74,7 @@ def resolve(
         model=ModelSpec(
             path=job.model.path if from_hub else absolute(job.model.path, base_dir),
             revision=job.model.revision,
+            snapshot=job.model.snapshot,
         ),
         quantization=_quantization(job),
         lora=_lora(job),

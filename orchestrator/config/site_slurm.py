@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from orchestrator.config.duration import parse_duration
 from orchestrator.config.faults import Fault
 from orchestrator.config.fields import Names, Section, Text, Texts, bundle, refuse
+from orchestrator.config.reserved import is_reserved_env
 from orchestrator.config.sbatch import OURS, SRUN, option_fault
 from orchestrator.config.sensitive import CURE, secret_name
 from orchestrator.config.slurm import Word
@@ -33,11 +35,26 @@ def _duration(value: Any) -> Any:
         raise refuse(str(fault)) from None
 
 
-def _no_secrets(names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_names(names: Iterable[str]) -> None:
+    """Names of variables that a site may set or carry."""
     for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise refuse(f"{name!r} is not a name of a variable", "use letters, digits and _")
+        if is_reserved_env(name):
+            raise refuse(f"{name} is set by the agent or the scheduler", "remove it")
         if secret_name(name):
-            raise refuse(f"{name} looks like a secret by its name", CURE.format(name=name))
+            hint = f"users write it themselves: {CURE.format(name=name)}"
+            raise refuse(f"{name} looks like a secret by its name", hint)
+
+
+def _carried(names: tuple[str, ...]) -> tuple[str, ...]:
+    _check_names(names)
     return names
+
+
+def _variables(env: Mapping[str, str]) -> Mapping[str, str]:
+    _check_names(env)
+    return env
 
 
 def _srun(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -139,10 +156,10 @@ class SlurmSite(Section):
     modules: Texts = Field(default=(), description="Environment modules to load, in order.")
     setup: Texts = Field(default=(), description="Lines of shell before the start.")
     container: Container | None = Field(default=None, description="Where the agent runs.")
-    env: Mapping[str, str] = Field(
+    env: Annotated[Mapping[str, str], AfterValidator(_variables)] = Field(
         default_factory=dict, description="Variables of every job; a job's own env: wins."
     )
-    carry_env: Annotated[Names, AfterValidator(_no_secrets)] = Field(
+    carry_env: Annotated[Names, AfterValidator(_carried)] = Field(
         default=(), description="Variables taken from the submitter's environment, if set there."
     )
     allow_options: Annotated[Names, AfterValidator(_not_ours)] = Field(

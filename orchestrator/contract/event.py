@@ -19,6 +19,7 @@ KINDS: Mapping[str, str] = {
     "notice": "a stop request was seen (reason, seconds left)",
     "cause": "why the notice came, as the scheduler says (cause, seconds left if it knows)",
     "stop_agreed": "all ranks agreed to stop (step, micro-batch, seconds since the notice)",
+    "base": "the quantized base was loaded from a snapshot, or stored as one (how, seconds)",
     "save_started": "a checkpoint is being written (stall_s: what training waited for it)",
     "save_superseded": "a save beside training was given up for a newer one",
     "committed": "a checkpoint is durable",

@@ -122,7 +122,7 @@ def _build_union(want: Any, value: Json, where: str) -> Any:
 def _build_dataclass(want: type, value: Json, where: str) -> Any:
     if not isinstance(value, dict):
         raise MalformedJson(f"{where}: not an object")
-    _check_schema(want, value)
+    _check_schema(want, value, where)
     hints = _hints(want)
     given = {}
     for field in dataclasses.fields(want):
@@ -135,14 +135,14 @@ def _build_dataclass(want: type, value: Json, where: str) -> Any:
     return want(**given)
 
 
-def _check_schema(want: type, value: Json) -> None:
+def _check_schema(want: type, value: Json, where: str) -> None:
     """A field `schema` counts from 1; its default is the newest that this version knows."""
     known, found = getattr(want, "__dataclass_fields__", {}).get("schema"), value.get("schema")
     if known is None or not isinstance(known.default, int) or not isinstance(found, int):
         return
     if found > known.default:
         raise NewerSchema(
-            f"made by a newer version of qvl-orchestrate (schema {found}; "
+            f"made by a newer version of qvl-orchestrate (schema {found} of {where}; "
             f"this version knows {known.default})"
         )
 

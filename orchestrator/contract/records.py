@@ -22,10 +22,12 @@ Ending = Literal[
     "node-fail",
     "oom",
     "unstartable",
+    "start-error",
 ]
 """How a scheduler says that a job ended; empty: it does not say. killed: by a signal that
 nobody asked for; preempted and node-fail: for good, the scheduler does not start it again;
-oom: killed for the host's memory; unstartable: taken back by us, it waited in vain."""
+oom: killed for the host's memory; unstartable: taken back by us, it waited in vain; start-error:
+its command could not be started on that node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

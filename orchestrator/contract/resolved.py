@@ -17,6 +17,8 @@ class ModelSpec:
 
     path: str
     revision: str | None = None
+    snapshot: Literal["auto", "off"] = "auto"
+    """Whether the base, once quantized, is kept beside the runs for later attempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@
                       progress {step, total_steps, loss, ...}, ending {code, reason, message}
     agent  -> rank    assign {assignment}, stop {reason, seconds_left}
     helper -> agent   assigned {assignment}, refused {code, reason, message, verdict},
-                      stop {reason, seconds_left}, verdict {code, again}, beat {}
+                      stop {reason, seconds_left}, peer-ended {node},
+                      verdict {code, again}, beat {}
     agent  -> helper  notice {reason, seconds_left, rank}, event {rank, kind, data},
                       phase {rank, phase, seconds}, progress {..}, log {rank, line},
                       outcome {verdict fields}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 from orchestrator.backends.base import Observation
 from orchestrator.clock import parse_iso
@@ -125,4 +126,5 @@ def _settled_phase(
 
 def policy(run: Run, resolved: str) -> Policy:
     """The budgets that the resolved job and the backend set."""
-    return evidence.policy(run.job(resolved), run.backend.capabilities.backoff_base_s)
+    budgets = evidence.policy(run.job(resolved), run.backend.capabilities.backoff_base_s)
+    return replace(budgets, jitter=crc32(run.run_id.encode()) / 2**32)

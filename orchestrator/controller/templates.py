@@ -82,7 +82,8 @@ def _sample_job(site: SiteConfig, nodes: int, gpus: int) -> ResolvedJob:
     )
     plain = resolve(spec, base_dir=Path("/"), site=SiteConfig())
     mine = resolve_slurm(spec, site, environ={}, template=None)
-    return replace(plain, slurm=mine.block, env=mine.env, python=mine.python)
+    grace = replace(plain.preemption, grace_s=mine.grace_s)
+    return replace(plain, slurm=mine.block, env=mine.env, python=mine.python, preemption=grace)
 
 
 def check_template(site: SiteConfig, template: Template) -> Report:
@@ -106,7 +107,7 @@ def check_template(site: SiteConfig, template: Template) -> Report:
         findings += [s for s in said if isinstance(s, Finding)]
         notes += [s for s in said if isinstance(s, str)]
     # Said once, though it holds for each shape.
-    once = {(f.file, f.line, f.cure): f for f in reversed(findings)}
+    once = {(f.file, f.line, re.sub(r"\d+", "", f.what)): f for f in reversed(findings)}
     return Report(template, tuple(reversed(once.values())), tuple(dict.fromkeys(notes)), asked)
 
 

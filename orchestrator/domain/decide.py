@@ -130,11 +130,14 @@ def _after_end(facts: RunFacts) -> Decision:
 
 def _ended_unclaimed(facts: RunFacts) -> Decision:
     """The newest submission ended before its agent wrote anything: killed while starting."""
-    if facts.unclaimed >= facts.policy.max_attempts_without_commit:
+    limit = facts.policy.max_attempts_without_commit
+    if facts.ending == "start-error":
+        limit = facts.policy.max_failures_without_progress
+    if facts.unclaimed >= limit:
         return Hold(
             "never-starts",
             f"{facts.unclaimed} submissions in a row ended before their agent claimed an attempt; "
-            "see the job's own output",
+            + (facts.detail or "see the job's own output"),
         )
     return _held_without_commit(facts) or Requeue(
         "ended before it started", (facts.submitted_at or 0.0) + facts.policy.backoff_base_s
@@ -216,5 +219,8 @@ def _is_failure(attempt: AttemptFacts) -> bool:
 
 
 def backoff_s(policy: Policy, failures: int) -> float:
-    """Seconds to wait before the next try: base, twice, four times, ... up to the cap."""
-    return float(min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** max(0, failures - 1)))
+    """Seconds to wait before the next try: base, twice, four times, ... up to the cap, and
+    up to a quarter more by the run's jitter.
+    """
+    plain = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** max(0, failures - 1))
+    return float(plain * (1.0 + 0.25 * policy.jitter))

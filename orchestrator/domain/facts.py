@@ -40,6 +40,8 @@ class Policy:
     max_timeouts_without_commit: int = 3
     backoff_base_s: float = 60.0
     backoff_cap_s: float = 1800.0
+    jitter: float = 0.0
+    """0 to 1, of this run: spreads the back-offs of runs that failed at the same moment."""
     grace_s: float = 60.0
     every_steps: int | None = None
 

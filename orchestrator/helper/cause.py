@@ -15,6 +15,7 @@ CauseKind = Literal["preempted", "time-limit", "requeued", "cancelled", "signal"
 """requeued: by an administrator, after a node failure, or preempted without any grace.
 signal: by a person, or something else that Slurm keeps no record of."""
 ASK_S = 5.0
+WAIT_S = 3.0
 _LIMIT_NEAR_S = 75.0
 """Slurm gives the notice before a time limit up to a minute early, and a little late."""
 
@@ -72,13 +73,18 @@ class Witness:
         self._environ = environ
         self._clock = clock
         self._report = report
-        self._asked = False
+        self._thread: threading.Thread | None = None
 
     def ask(self) -> None:
-        """At the first notice. Nobody waits for the answer, and none may come."""
-        if not self._asked and "SLURM_JOB_ID" in self._environ:
-            self._asked = True
-            threading.Thread(target=self._ask, name="cause", daemon=True).start()
+        """At the first notice. The answer may never come."""
+        if self._thread is None and "SLURM_JOB_ID" in self._environ:
+            self._thread = threading.Thread(target=self._ask, name="cause", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Give an answer that is on its way a moment: without it, a cancel looks like a notice."""
+        if self._thread is not None:
+            self._thread.join(WAIT_S)
 
     def _ask(self) -> None:
         argv = ["scontrol", "-o", "show", "job", self._environ["SLURM_JOB_ID"]]

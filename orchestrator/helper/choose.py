@@ -41,6 +41,9 @@ class Chooser:
     def choose(self, start: StartFrom) -> StartPoint:
         """The verified start. Raises CheckpointError (all bad) or ContractRefused.
 
+        One whose files give an input/output error is passed over, and not marked: it may be
+        read again later. StorageError if nothing else is left.
+
         Of a remote storage it names the place there: see NodeCopies.localize.
         """
         view = self.log.read()
@@ -48,10 +51,18 @@ class Chooser:
             numbers = ", ".join(map(str, view.unreadable))
             self.report("warning", {"message": f"unreadable records of the run's log: {numbers}"})
         options = candidates(checkpoints.live_commits(view), start)
+        unreadable: list[str] = []
         for record in options.commits:
-            point = self._try(record)
+            try:
+                point = self._try(record)
+            except checkpoints.Unreadable as fault:
+                unreadable.append(fault.message)
+                self.report("warning", {"message": f"passed over for now: {fault.message}"})
+                continue
             if point is not None:
                 return point
+        if unreadable:
+            raise StorageError(f"no checkpoint can be read now: {unreadable[0]}")
         if options.explicit is not None and options.explicit.kind != "latest":
             return self._explicit(options.explicit)
         if view.unreadable or any(r.kind == "commit" for r in view.records):
@@ -71,6 +82,8 @@ class Chooser:
             return None
         try:
             verified = self.copies.verify(record)
+        except checkpoints.Unreadable:
+            raise
         except CheckpointError as fault:
             self.report(
                 "checkpoint_bad",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator.agent.identity import Identity
@@ -203,7 +205,24 @@ class Claimer:
 
 def _meeting_point(nodes: int) -> tuple[str, int]:
     """An address others can reach and a port that is free now."""
-    address = "127.0.0.1" if nodes == 1 else socket.gethostbyname(socket.gethostname())
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return address, int(probe.getsockname()[1])
+    for address in ["127.0.0.1"] if nodes == 1 else _addresses(os.environ):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+    raise StorageError("this node has no address that the other nodes could reach")
+
+
+def _addresses(environ: Mapping[str, str]) -> list[str]:
+    """Addresses of this node, the best first: those of its names, loopback last.
+
+    Debian gives a host its own name on a loopback address; what Slurm calls the node, and
+    the address that srun was started on (node 0 itself), lead the others here.
+    """
+    found = []
+    for name in (environ.get("SLURMD_NODENAME"), socket.gethostname()):
+        with suppress(OSError):
+            found.append(socket.gethostbyname(name) if name else "")
+    if environ.get("SLURM_NODEID") == "0":
+        found.append(environ.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+    known = [a for a in dict.fromkeys(found) if a]
+    return sorted(known, key=lambda address: address.startswith("127."))

@@ -96,6 +96,8 @@ class Keeper:
             newest = live[-1]
             try:
                 checkpoints.verify(self._storage, newest)
+            except checkpoints.Unreadable:
+                raise
             except CheckpointError as fault:
                 checkpoints.mark_bad(self._log, self._attempt, newest, fault.message)
                 self._report(
@@ -166,10 +168,10 @@ class Keeper:
             return
         fenced = {layout.attempt_dir(n) for n in range(1, self._attempt)}
         day_ago = SystemClock().now() - STALE_S
-        for upload in list(self._storage.uploads()):
-            folder = "/".join([*upload.path.split("/")[:2], ""])
-            if folder in fenced or upload.begun < day_ago:
-                self._storage.abort_upload(upload)
+        for pending in list(self._storage.uploads()):
+            folder = "/".join([*pending.path.split("/")[:2], ""])
+            if folder in fenced or pending.begun < day_ago:
+                self._storage.abort_upload(pending)
 
 
 def _retired(records: Any) -> set[int]:

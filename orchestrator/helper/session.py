@@ -34,7 +34,7 @@ from orchestrator.helper.claim import Claimed, Claimer
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
-from orchestrator.helper.watch import Watcher
+from orchestrator.helper.watch import PeerEnded, Watcher
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import RunLog
@@ -302,8 +302,11 @@ class Session:
         if self._summary is not None:
             self._summary.write()
         try:
-            for wanted in self._watcher.poll() if self._watcher else ():
-                self._send("stop", {"reason": wanted.reason, "seconds_left": wanted.seconds_left})
+            for news in self._watcher.poll() if self._watcher else ():
+                if isinstance(news, PeerEnded):
+                    self._send("peer-ended", {"node": news.node})
+                else:
+                    self._send("stop", {"reason": news.reason, "seconds_left": news.seconds_left})
         except (StorageError, CheckpointError) as fault:
             self._event("warning", {"message": f"stop requests unread: {fault.message}"})
 
@@ -311,6 +314,7 @@ class Session:
 
     def _settle(self, message: Message) -> None:
         """Store this node's verdict; the attempt's code goes back to the agent."""
+        self._witness.wait()
         while not self._inbox.empty():
             rest = self._inbox.get()
             if rest is not None and rest["t"] != "outcome":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
+from orchestrator.contract.codes import ExitCode
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import StopRecord
 from orchestrator.domain.verdict import CANCEL
@@ -16,6 +17,8 @@ from orchestrator.storage.protocol import NotFound, Storage
 
 POLL_S = 1.0
 HEARTBEAT_S = 5.0
+_ORDERLY = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
+"""How a peer ends without leaving us alone: finished, or by a notice that reaches us too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,13 @@ class StopWanted:
 
     reason: str
     seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEnded:
+    """A node of this attempt ended in failure while we go on: our ranks may wait for ever."""
+
+    node: int
 
 
 class Watcher:
@@ -48,6 +58,7 @@ class Watcher:
         self._grace_s = grace_s
         self._node_lost_s = node_lost_s
         self._seen: set[tuple[int, int]] = set()
+        self._failed: set[int] = set()
         self._cancelled = False
         self._polled = -POLL_S
         self._beat = -HEARTBEAT_S
@@ -68,8 +79,8 @@ class Watcher:
         stored = attempts.create_stop(self._storage, record)
         self._seen.add((stored.slot, stored.index))
 
-    def poll(self) -> Iterator[StopWanted]:
-        """New stop requests of others, at most once a second."""
+    def poll(self) -> Iterator[StopWanted | PeerEnded]:
+        """New stop requests of others and news of the peers, at most once a second."""
         now = self._clock.monotonic()
         if now - self._polled < POLL_S:
             return
@@ -85,7 +96,7 @@ class Watcher:
         if self._nodes > 1:
             yield from self._peer_news(now)
 
-    def _peer_news(self, now: float) -> Iterator[StopWanted]:
+    def _peer_news(self, now: float) -> Iterator[StopWanted | PeerEnded]:
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now
             self._storage.put(
@@ -94,7 +105,12 @@ class Watcher:
         if now - self._looked > 2 * HEARTBEAT_S:
             self._forget_time(now)
         self._looked = now
-        ended = {v.slot for v in attempts.read_verdicts(self._storage, self._attempt)}
+        verdicts = attempts.read_verdicts(self._storage, self._attempt)
+        for verdict in verdicts:
+            if verdict.code not in _ORDERLY and verdict.slot not in self._failed | {self._slot}:
+                self._failed.add(verdict.slot)
+                yield PeerEnded(verdict.slot)
+        ended = {v.slot for v in verdicts}
         for peer in range(self._nodes):
             if peer != self._slot and peer not in ended and self._silent(peer, now):
                 self._peers[peer] = (b"lost", float("inf"))

@@ -27,6 +27,10 @@ from orchestrator.storage.protocol import Damaged, NotFound, Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
 
+class Unreadable(CheckpointError):
+    """Bytes that do not arrive. It may pass: no reason to call the checkpoint bad for good."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
     """A checkpoint whose every byte was read and found right."""
@@ -71,8 +75,10 @@ def _manifest(
     name = f"{directory}/{layout.MANIFEST}"
     try:
         data = storage.get(name)
-    except (NotFound, Damaged) as fault:
-        raise CheckpointError(f"{name} {_missing_or_unreadable(fault)}") from None
+    except NotFound:
+        raise CheckpointError(f"{name} is missing") from None
+    except Damaged as fault:
+        raise _unreadable(name, fault) from None
     if manifest_hash is not None and hash_bytes(data) != manifest_hash:
         raise CheckpointError(f"{name} differs from what was committed")
     try:
@@ -159,9 +165,7 @@ def _verify_file(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
     try:
         _verify_once(storage, directory, entry, copy_to)
     except Damaged as fault:
-        raise CheckpointError(
-            f"{directory}/{entry.path} {_missing_or_unreadable(fault)}"
-        ) from None
+        raise _unreadable(f"{directory}/{entry.path}", fault) from None
 
 
 def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Path | None) -> None:
@@ -174,8 +178,8 @@ def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
                 pass
         else:
             copies.write(copy_to, entry.path, chunks)
-    except NotFound as fault:
-        raise CheckpointError(f"{name} {_missing_or_unreadable(fault)}") from None
+    except NotFound:
+        raise CheckpointError(f"{name} is missing") from None
     found = content.entry(entry.path)
     if found.size_bytes > entry.size_bytes:
         raise CheckpointError(f"{name} has more than {entry.size_bytes} bytes")
@@ -185,10 +189,8 @@ def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
         raise CheckpointError(f"{name} does not match its hash")
 
 
-def _missing_or_unreadable(fault: NotFound | Damaged) -> str:
-    if isinstance(fault, NotFound):
-        return "is missing"
-    return f"cannot be read undamaged ({fault.message.rpartition(': ')[2]})"
+def _unreadable(name: str, fault: Damaged) -> Unreadable:
+    return Unreadable(f"{name} cannot be read undamaged ({fault.message.rpartition(': ')[2]})")
 
 
 def _hashed_up_to(

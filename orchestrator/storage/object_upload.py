@@ -13,10 +13,10 @@ from orchestrator.errors import StorageError
 if TYPE_CHECKING:
     from orchestrator.storage.object_s3 import S3Client
 
-PART_BYTES = 16 << 20
+PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 MAX_PARTS = 10_000
-"""S3's own limit; with PART_BYTES it makes the largest file 156 GiB."""
+"""S3's own limit; with PART_BYTES it makes the largest file 78 GiB."""
 
 
 class Upload:

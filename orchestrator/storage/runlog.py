@@ -71,7 +71,7 @@ class RunLog:
                 continue
             if seq - self._next > MAX_GAP and not self._is_record(seq):
                 break
-            self._unreadable.extend(range(self._next, min(seq, self._next + MAX_GAP)))
+            self._unreadable.extend(range(max(self._next, seq - MAX_GAP), seq))
             self._next = seq
             self._absorb_all()
         return LogView(tuple(self._records), tuple(self._unreadable))

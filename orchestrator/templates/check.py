@@ -140,24 +140,24 @@ def _shape_faults(last: dict[str, str], shape: Shape) -> Iterator[_Lost]:
             yield _directive(name, last, cure, f"a job of {shape} was asked for")
     if "ntasks" in last and last["ntasks"] != str(shape.nodes):
         yield _Lost("--ntasks is not the number of nodes", "remove it", r"--ntasks\b|-n\b")
-    found = _gpus(last, shape)
-    if found is None and shape.gpu_request != "none":
+    asked = dict(_gpus(last, shape))
+    if not asked and shape.gpu_request != "none":
         yield _Lost(
             f"no GPUs are asked for, but a job of {shape} was",
             "print the options: {% for option in options %}#SBATCH {{ option | directive }}",
             r"directives",
         )
-    elif found is not None and found[1] != shape.gpus_per_node:
-        name, count = found
-        yield _Lost(
-            f"--{name} asks for {count} GPUs a node, but a job of {shape} was asked for",
-            "remove it and print the options, which hold the right number",
-            rf"--{name}|-G",
-        )
+    for name, count in asked.items():
+        if count != shape.gpus_per_node:
+            yield _Lost(
+                f"--{name} asks for {count:g} GPUs a node, but a job of {shape} was asked for",
+                "remove it and print the options, which hold the right number",
+                rf"--{name}|-G",
+            )
 
 
-def _gpus(last: dict[str, str], shape: Shape) -> tuple[str, int] | None:
-    """Which option asks for GPUs, and for how many of each node (-1: not to be read)."""
+def _gpus(last: dict[str, str], shape: Shape) -> Iterator[tuple[str, float]]:
+    """Options that ask for GPUs, and for how many of each node (-1: not to be read)."""
     for name in ("gpus-per-node", "gpus-per-task", "gpus", "gres"):
         for item in last.get(name, "").split(",") if name in last else ():
             parts = item.split(":")
@@ -166,8 +166,7 @@ def _gpus(last: dict[str, str], shape: Shape) -> tuple[str, int] | None:
                     continue
                 parts = parts[1:] or ["1"]
             count = int(parts[-1]) if parts[-1].isdigit() else -1
-            return name, count // shape.nodes if name == "gpus" and count > 0 else count
-    return None
+            yield name, count / shape.nodes if name == "gpus" and count > 0 else count
 
 
 def _code_faults(text: str) -> Iterator[_Lost]:

@@ -15,6 +15,7 @@ _SHORT = {
     "p": "partition", "q": "qos", "t": "time", "W": "wait", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
 _FLAGS = frozenset({"hold", "requeue", "no-requeue", "no-kill", "wait", "test-only", "parsable"})
+_COMMENT = re.compile(r"(?<=\s)#")
 _WORD = re.compile(r"(?:[^\s\"'\\#]|\\.|\"[^\"]*\"|'[^']*'|(?<=\S)#)+")
 
 
@@ -35,7 +36,7 @@ def directives(text: str) -> tuple[Directive, ...]:
     found: list[Directive] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.startswith("#SBATCH") and line[7:8].isspace():
-            found += _options(number, _WORD.findall(line[7:]))
+            found += _options(number, _WORD.findall(_COMMENT.split(line[7:])[0]))
         elif line.strip() and not line.lstrip().startswith("#"):
             break
     return tuple(found)

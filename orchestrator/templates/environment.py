@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from jinja2 import FunctionLoader, StrictUndefined, TemplateSyntaxError, nodes, pass_context
+from jinja2 import (
+    FunctionLoader,
+    StrictUndefined,
+    TemplateSyntaxError,
+    Undefined,
+    nodes,
+    pass_context,
+)
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -82,7 +89,9 @@ def make_environment(
     # With the context as argument, neither is called while a template is compiled.
     @pass_context
     def qvl_emit(_: object, value: Any, file: str = "", line: int = 0) -> Done:
-        return value if isinstance(value, Done) else emit(value, file, line)
+        if isinstance(value, Done):
+            return value
+        return emit(defined(value), file, line)
 
     for name in _HTML:
         del environment.filters[name]
@@ -91,6 +100,13 @@ def make_environment(
     environment.filters["qvl_emit"] = qvl_emit
     environment.finalize = qvl_emit
     return environment
+
+
+def defined(value: Any) -> Any:
+    """The value itself. Raises UndefinedError, naming it, if it is not defined."""
+    if isinstance(value, Undefined):
+        str(value)
+    return value
 
 
 def parse(source: Source) -> nodes.Template:

@@ -83,15 +83,17 @@ def frozen(value: Any) -> Any:
 def _marked_text(template: Template, values: Mapping[str, object], table: _Table) -> str:
     from jinja2 import TemplateError
 
-    from orchestrator.templates.environment import Done, make_environment
+    from orchestrator.templates.environment import Done, defined, make_environment
 
     def emit(value: Any, file: str, line: int) -> Done:
         return Done(table.mark(value, file, line))
 
     sources = {s.name: s for s in template.sources}
-    filters: dict[str, Callable[[Any], Any]] = {"comment": lambda value: _Marked(value, "comment")}
+    filters: dict[str, Callable[[Any], Any]] = {
+        "comment": lambda value: _Marked(defined(value), "comment")
+    }
     if template.kind == "slurm":
-        filters["directive"] = lambda value: _Marked(value, "directive")
+        filters["directive"] = lambda value: _Marked(defined(value), "directive")
     environment = make_environment(sources, emit, filters)
     known = {name: frozen(value) for name, value in values.items()}
     try:

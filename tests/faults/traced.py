@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CALLS = (
     "openat,open,creat,read,pread64,write,pwrite64,writev,close,fsync,fdatasync,ftruncate,fchmod,"
     "chmod,link,linkat,unlink,unlinkat,rename,renameat,renameat2,mkdir,mkdirat,rmdir,newfstatat,"
-    "fstat,stat,lstat,statx,getdents64,lseek,access,faccessat2,readlink,symlink"
+    "fstat,stat,lstat,statx,getdents64,lseek,access,faccessat2,readlink,symlink,sendto"
 )
-"""Those that touch files; messages to the test go through others."""
+"""Those that touch files, and the one by which the writer tells the test something."""
 _HEX = re.compile(r"(?:\\x[0-9a-f]{2})+")
 _CALL = re.compile(r"^(?:\[pid +\d+\] |\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)(.*)$")
 
@@ -35,6 +35,8 @@ class Call:
     arguments: str
     """As strace prints them: every string, and the path behind every descriptor, in hex."""
     result: str
+    rest: str
+    """What follows the result: the path of a new descriptor, or the name of an error."""
 
     @property
     def text(self) -> str:
@@ -156,7 +158,7 @@ def parse(log: Path) -> list[Call]:
     for line in log.read_text().splitlines():
         if found := _CALL.match(line):
             seen[found[1]] += 1
-            calls.append(Call(found[1], seen[found[1]], found[2], found[3]))
+            calls.append(Call(found[1], seen[found[1]], found[2], found[3], found[4]))
     return calls
 
 
@@ -177,5 +179,5 @@ def missing() -> str | None:
     finally:
         child.kill()
         child.wait()
-    tracer.wait()
-    return None
+    with tracer:
+        return None

@@ -141,6 +141,20 @@ class Cluster:
         assert pid is not None, "this cluster cannot lose a node"
         os.kill(pid, signal.SIGKILL)
 
+    def revive(self) -> None:
+        """Start again what was lost, and wait until all nodes are ready."""
+        up()
+
+        def ready() -> bool:
+            return all(
+                c["status"] == "True"
+                for n in self.get("nodes")
+                for c in n["status"]["conditions"]
+                if c["type"] == "Ready"
+            )
+
+        self.wait(ready, 120.0)
+
     # --- life
 
     def prepare(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,9 @@ class KubeBench(Bench):
     def settings(self) -> dict[str, Any]:
         """The image, and this machine's Python and checkout in it."""
         roots = ["/usr", str(ROOT)]
-        roots += [] if Path(sys.prefix).is_relative_to(ROOT) else [sys.prefix]
+        for more in (sys.prefix, sys.base_prefix):
+            if not any(Path(more).is_relative_to(r) for r in roots):
+                roots.append(more)
         mounts = [{"host_path": r, "path": r, "read_only": True} for r in roots]
         mounts.append({"host_path": str(self.folder), "path": str(self.folder)})
         return {
@@ -51,6 +54,53 @@ class KubeBench(Bench):
 
     def close(self) -> None:
         self.cluster.clear()
+
+    def take_gpus(self) -> list[str]:
+        """Pods of higher priority on all GPUs of all nodes; returns their names."""
+        names = [f"taker-{i}" for i, _ in enumerate(self.cluster.nodes())]
+        for name in names:
+            self.cluster.apply(_taker(name))
+        return names
+
+    def controller_for(self, run: Driven, seconds: float) -> None:
+        """A controller process of the run that is killed after so long."""
+        argv = [sys.executable, "-m", "orchestrator.controller", run.run.run_id]
+        environ = {**os.environ, "QVL_STATE_DIR": str(self.registry.state_dir)}
+        process = subprocess.Popen(argv, env=environ, cwd=ROOT, start_new_session=True)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _taker(name: str) -> dict[str, Any]:
+    gpus = {"nvidia.com/gpu": 4}
+    container = {
+        "name": "main",
+        "image": os.environ["QVL_TEST_IMAGE"],
+        "command": ["sleep", "600"],
+        "resources": {"requests": gpus, "limits": gpus},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "priorityClassName": "qvl-test-high",
+            "restartPolicy": "Never",
+            "containers": [container],
+        },
+    }
+
+
+def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
+    """Events of one node of every attempt."""
+    found = []
+    for claim in attempts.read_claims(run.storage):
+        folder = layout.attempt_events(claim.attempt, f"node-{node}")
+        found += [line for _, line in read_segments(run.storage, folder)]
+    return [e for e in found if e["kind"] == kind]
 
 
 def job_name(run: Driven) -> str:

@@ -47,13 +47,17 @@ def always(fault: Fault, method: str = "", part: str = "") -> Plan:
 
 def first(count: int, fault: Fault, method: str = "", part: str = "") -> Plan:
     """Only the first `count` of them."""
-    left = [count]
+    return sequence(*[fault] * count, method=method, part=part)
+
+
+def sequence(*faults: Fault | None, method: str = "", part: str = "") -> Plan:
+    """One after the other, for requests of that kind; nothing after the last."""
+    rest = list(faults)
 
     def plan(m: str, target: str) -> Fault | None:
-        if method not in ("", m) or part not in target or left[0] == 0:
+        if method not in ("", m) or part not in target or not rest:
             return None
-        left[0] -= 1
-        return fault
+        return rest.pop(0)
 
     return plan
 
@@ -73,6 +77,8 @@ class Proxy:
     spoilt: list[tuple[str, str]] = field(default_factory=list)
     """(kind, target) of each fault that struck."""
     served: int = 0
+    expecting: int = 0
+    """Requests with `Expect: 100-continue`, whose sender waits without a limit."""
 
     def __post_init__(self) -> None:
         self._closed = threading.Event()
@@ -108,6 +114,7 @@ class Proxy:
         if not head:
             return
         method, target, _ = head[0].split(" ", 2)
+        self.expecting += any(x.lower().startswith("expect:") for x in head)
         fault = self.plan(method, target)
         if fault is not None:
             self.spoilt.append((fault.kind, target))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.identity import pid_of
+from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import loads
 from orchestrator.contract.manifest import CheckpointManifest
@@ -23,6 +24,7 @@ from tests.harness import jobs
 from tests.harness.runs import Bench, Driven, descendants, kill
 
 STEPS, EVERY, EVAL_EVERY = 20, 4, 5
+TRAINER_STATE = "trainer_state.json"
 PATIENCE_S = 1000.0
 """For a run of several attempts on a machine with other work; below the time-out of a test."""
 POLL_S = 0.2
@@ -153,6 +155,12 @@ class TrainingRun(Driven):
         lines = read_segments(self.storage, layout.metrics(attempt, 0))
         return max((int(line["step"]) for _, line in lines), default=0)
 
+    def seconds(self) -> float:
+        """From the first claim to the last verdict."""
+        claims = attempts.read_claims(self.storage)
+        (verdict,) = attempts.read_verdicts(self.storage, claims[-1].attempt)
+        return parse_iso(verdict.time) - parse_iso(claims[0].time)
+
     def evaluations(self) -> list[tuple[int, float]]:
         return [
             (e["data"]["step"], e["data"]["metrics"]["eval_loss"]) for e in self.events("evaluated")
@@ -168,16 +176,22 @@ class TrainingRun(Driven):
         return commits[number].directory
 
     def trainer_state(self) -> dict[str, Any]:
-        """What the Trainer stored with the last checkpoint: counters, logged losses."""
-        found = loads(self.storage.get(f"{self.directory_of()}/trainer_state.json"))
-        assert isinstance(found, dict)
-        return found
+        """What the Trainer stored with the last checkpoint: counters, logged losses.
+
+        Without the evaluations: the last one may follow the last commit (see `evaluations`).
+        """
+        found = loads(self.storage.get(f"{self.directory_of()}/{TRAINER_STATE}"))
+        return {**found, "log_history": [e for e in found["log_history"] if "eval_loss" not in e]}
 
     def final_state(self) -> dict[str, Any]:
         """All of the last checkpoint: every file's hash, every digest, the Trainer's counters."""
         manifest = self.manifest()
         return {
-            "files": {f.path: f.hash for f in manifest.files},
+            "files": {
+                f.path: f.hash
+                for f in manifest.files
+                if f.path != TRAINER_STATE and not f.path.startswith(layout.PARTS)
+            },
             "optimizer": manifest.rank_digests,
             "random": manifest.rng_digests,
             "adapter": manifest.adapter_digest,

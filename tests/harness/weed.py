@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import random
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 START_S = 60.0
+PR_SET_PDEATHSIG = 1
 GRPC = 10_000
 """SeaweedFS listens on each port + this too."""
 PORTS = ("s3", "master", "filer", "volume", "admin")
@@ -94,6 +96,7 @@ class Weed:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_die_with_us,
             )
         end = time.monotonic() + START_S
         while not self._answers():
@@ -159,6 +162,11 @@ class Weed:
         except (BotoCoreError, ClientError):
             return False
         return True
+
+
+def _die_with_us() -> None:
+    """A test session that is killed leaves no server behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

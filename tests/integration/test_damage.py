@@ -6,7 +6,9 @@ silent difference.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
-from orchestrator.errors import CheckpointError, LogDamaged, NotOwner
+from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, StorageError
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.storage import checkpoints
@@ -383,3 +385,45 @@ def test_weights_elsewhere_must_be_there(run: Run, tmp_path: Path) -> None:
     (elsewhere / fakes.ADAPTER).unlink()
     with pytest.raises(CheckpointError, match="adapter_model.safetensors is missing"):
         run.choose(start)
+
+
+# --- a disk that does not give the bytes
+
+
+def refuse_reads(patch: pytest.MonkeyPatch, *names: str) -> None:
+    real = Path.open
+
+    def failing(path: Path, *args: Any, **more: Any) -> Any:
+        if any(name in str(path) for name in names):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **more)
+
+    patch.setattr(Path, "open", failing)
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", layout.MANIFEST])
+def test_an_unreadable_file_costs_one_checkpoint_and_only_for_now(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_reads(patch, f"checkpoint-30/{name}")
+        assert run.choose().step == 20
+    assert run.bad() == []
+    kind, said = run.told[0]
+    assert kind == "warning"
+    assert said["message"].startswith("passed over for now: ")
+    assert f"checkpoint-30/{name} cannot be read undamaged (Input/output error)" in said["message"]
+    assert_started_from(run, run.choose(), 30)
+
+
+def test_when_nothing_can_be_read_the_storage_is_to_blame(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_reads(patch, "latest")
+        with pytest.raises(StorageError, match="no checkpoint can be read now: .*/latest"):
+            run.choose()
+        with pytest.raises(StorageError):
+            run.choose(StartFrom(kind="scratch", after_seq=1))
+    assert run.bad() == []
+    assert_started_from(run, run.choose(), 30)

@@ -16,9 +16,13 @@ _LORA_BYTES = 4 + 4 + 8
 """Of one adapter weight: float32 value and gradient, two Adam moments (ZeRO divides less)."""
 _LOGIT_BYTES = 2 + 4 + 4
 """Of one logit: bfloat16, its float32 copy for the loss, and the gradient."""
-_LAYER_NUMBERS = 34
-"""Values a token keeps of one layer, as multiples of the hidden size, without checkpointing
-(Korthikanti et al. 2022, without the attention matrix, which SDPA does not keep)."""
+_LAYER_BYTES = 2 * 34
+"""What a token keeps of one layer without checkpointing, as a multiple of the hidden size: 34 in
+16 bits (Korthikanti et al. 2022, without the attention matrix, which SDPA does not keep), twice
+that because gated MLPs are wider and adapters keep their inputs too."""
+_LORA_WEIGHTS = 28
+"""Weights of the adapters on one layer, as a multiple of rank x hidden size: the sides of seven
+matrices, in Qwen2.5-VL 7B."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +79,18 @@ def estimate(
 ) -> Estimate:
     """Memory of a micro-batch of `tokens`, padding included.
 
-    The adapter is taken to sit on all linear layers of the language model, whose sides are
-    about the hidden size; pictures are counted by their tokens.
+    The adapter is taken to sit on all linear layers of the language model; pictures are
+    counted by their tokens. With checkpointing a layer keeps its input in 16 bits, and one
+    layer at a time is computed again.
     """
-    per_layer = 2 if checkpointing else _LAYER_NUMBERS
-    kept = tokens * shapes.hidden * shapes.layers * per_layer
-    redone = tokens * shapes.hidden * _LAYER_NUMBERS if checkpointing else 0
-    adapter = 7 * 2 * lora_rank * 2 * shapes.hidden * shapes.layers
+    one = tokens * shapes.hidden
+    whole = one * _LAYER_BYTES
+    activations = 2 * one * shapes.layers + whole if checkpointing else whole * shapes.layers
+    adapter = _LORA_WEIGHTS * lora_rank * shapes.hidden * shapes.layers
     return Estimate(
         weights=int(shapes.linear * (_NF4_BYTES if quantized else 2) + shapes.other * 2),
         adapter=adapter * _LORA_BYTES,
-        activations=2 * kept + 2 * redone,
+        activations=activations,
         logits=tokens * shapes.vocabulary * _LOGIT_BYTES,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -71,6 +72,7 @@ class ServerApi:
 
     def __init__(self) -> None:
         self._client, self.namespace = _connect()
+        weakref.finalize(self, self._client.close)
         self._policy = "policy/v1"
 
     def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:

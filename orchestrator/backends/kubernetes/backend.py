@@ -80,6 +80,12 @@ class KubernetesBackend:
         )
 
     def submit(self, submission: Submission, key: str) -> str:
+        try:
+            return self._submit(submission, key)
+        except Refused as fault:
+            raise _refusal(fault) from None
+
+    def _submit(self, submission: Submission, key: str) -> str:
         from orchestrator.backends.kubernetes.executor import submit_manifest
 
         spec = submission.spec
@@ -166,7 +172,7 @@ class KubernetesBackend:
             known = self._api.get("configmaps", namespace, spec.run_id)
             if fault.status == 409 and known is not None:
                 return known
-            raise UserError(f"the run's ConfigMap cannot be created: {fault.message}") from None
+            raise
 
     def _secret(self, spec: TrainSpec, namespace: str, owner: Raw, *, wanted: bool) -> None:
         """Secret values as the submitter has them; later controllers find them in the cluster."""
@@ -186,7 +192,7 @@ class KubernetesBackend:
             self._api.create("secrets", namespace, body)
         except Refused as fault:
             if fault.status != 409:
-                raise UserError(f"the Secret cannot be created: {fault.message}") from None
+                raise
             self._said(
                 lambda: self._api.patch("secrets", namespace, name, {"stringData": stored}),
                 "the Secret cannot be changed",
@@ -208,7 +214,7 @@ class KubernetesBackend:
         except Refused as fault:
             if fault.status == 409:
                 return
-            raise _refusal(fault) from None
+            raise
         manifest.check_kept(job, kept)
 
     def _create(self, namespace: str, job: manifest.Manifest) -> Raw:
@@ -218,7 +224,7 @@ class KubernetesBackend:
         except Refused as fault:
             known = self._api.get("jobs", namespace, name) if fault.status == 409 else None
             if known is None:
-                raise _refusal(fault) from None
+                raise
             return known
         try:
             manifest.check_kept(job, kept)
@@ -277,8 +283,8 @@ def _refuse_stranger(job: Raw, spec: TrainSpec) -> None:
 
 def _refusal(fault: Refused) -> UserError:
     hint = "`submit --dry-run` prints the manifest that was refused"
-    if fault.status == 403 and "cannot create" in fault.message:
-        hint = "ask for the Role in k8s/rbac.yaml"
+    if fault.status == 403 and " cannot " in fault.message:
+        hint = "is it the right namespace (kubernetes.namespace)? else ask for k8s/rbac.yaml"
     elif fault.status == 404:
         hint = "does the namespace exist? (kubernetes.namespace)"
     return UserError(f"the cluster refuses the Job: {fault.message}", hint=hint)

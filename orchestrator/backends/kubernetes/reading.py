@@ -10,7 +10,7 @@ DisruptionTarget DeletionByTaintManager,
 a pod deleted by hand, or by a server that
     gives no cause (before 1.26)           -> preempted     requeue, free
 a replacement pod that stood aside (79)    -> preempted     requeue, free
-the command is not in the image            -> unstartable   hold
+the command cannot be started              -> start-error   requeue after a back-off, then hold
 container OOMKilled                        -> oom           a failure, named as such
 activeDeadlineSeconds                      -> timeout       requeue (three without a commit: hold)
 the Job deleted by other hands             -> cancelled     cancelled for good
@@ -180,7 +180,7 @@ def _gone(attempt: Attempt, job: JobView, now: float) -> Observation:
     return Observation(phase="gone", detail=str(failed))
 
 
-_ORDER: tuple[Ending, ...] = ("unstartable", "node-fail", "preempted", "oom", "failed")
+_ORDER: tuple[Ending, ...] = ("start-error", "node-fail", "preempted", "oom", "failed")
 """Of several pods: what was done to one of them counts before what the others made of it."""
 
 
@@ -209,7 +209,7 @@ def _exit(pod: PodView) -> tuple[Ending, str] | None:
     if pod.exit_code == _REPLACED:
         return "preempted", "another pod was taken away; this replacement stood aside"
     if pod.ended is not None and pod.ended.reason in _SETTINGS:
-        return "unstartable", f"cannot be started: {pod.ended.message}"
+        return "start-error", f"cannot be started: {pod.ended.message}"
     if pod.ended is not None and pod.ended.reason == _OOM:
         return "oom", "killed for memory (OOMKilled): raise resources.memory_gb"
     if pod.kill_at is not None:

@@ -25,6 +25,7 @@ _SILENT = (
     "zero bytes were transmitted",
 )
 """Words of a client that could not reach the daemon it asks (lower case)."""
+_PREFIXES = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_", "SCONTROL_")
 
 
 @dataclass(frozen=True, slots=True)

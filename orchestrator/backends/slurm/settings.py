@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from orchestrator.config.sbatch import OURS, TOKEN
 from orchestrator.errors import UserError
 
 GpuRequest = Literal["gpus-per-node", "gres", "none"]
-_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:;+@%/\[\]()*&|!=-]+)?")
-OURS = frozenset(
-    {
-        "array",
-        "chdir",
-        "cpus-per-task",
-        "error",
-        "export",
-        "export-file",
-        "get-user-env",
-        "gpus",
-        "gpus-per-node",
-        "gpus-per-task",
-        "gres",
-        "input",
-        "job-name",
-        "kill-on-invalid-dep",
-        "mem",
-        "no-requeue",
-        "nodes",
-        "ntasks",
-        "ntasks-per-gpu",
-        "ntasks-per-node",
-        "open-mode",
-        "output",
-        "parsable",
-        "requeue",
-        "signal",
-        "test-only",
-        "time",
-        "wait",
-        "wrap",
-    }
-)
-"""Options of sbatch that follow from the job, or that the supervisor depends upon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +25,8 @@ class SlurmSettings:
     comment: str | None = None
     gpu_request: GpuRequest = "gpus-per-node"
     """How GPUs are asked for; none: by the constraint, or whole nodes."""
+    gres: str = "gpu"
+    """Name of the generic resource, where GPUs are asked for by `gres`."""
     gpu_type: str | None = None
     signal_s: int | None = None
     """Seconds before the time limit at which Slurm gives notice; None = the grace."""
@@ -98,18 +65,16 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _options(name: str, value: Any) -> tuple[str, ...]:
+    """The last barrier: what the site and the job may give was checked when it was resolved."""
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise UserError(f"slurm.{name}: a list of options is wanted, for example [--nice=10]")
     for option in value:
-        word = option.partition("=")[0].removeprefix("--")
-        if word in OURS:
-            raise UserError(
-                f"slurm.{name}: {option} is set by qvl-orchestrate",
-                hint="resources:, env: and the fields of slurm: say it in the job file",
-            )
-        if not _OPTION.fullmatch(option):
+        word, _, rest = option.partition("=")
+        if not word.startswith("--") or not all(TOKEN.fullmatch(w) for w in (word, rest or "x")):
             raise UserError(
                 f"slurm.{name}: {option!r} is no plain option",
                 hint="write --name or --name=value, without spaces or quotes",
             )
+        if word.removeprefix("--") in OURS:
+            raise UserError(f"slurm.{name}: {option} is set by qvl-orchestrate")
     return tuple(value)

@@ -11,7 +11,7 @@ from orchestrator.contract.records import Ending
 FIELDS = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "EndTime", "Name")
 SQUEUE_FORMAT = ",".join(f"{name}:|" for name in FIELDS)
 SACCT_FORMAT = "JobIDRaw,State,ExitCode,End,JobName"
-IN_FLIGHT_S = 60.0
+IN_FLIGHT_S = 15.0
 """For so long after its end, a job that Slurm may start again is believed to be on its way
 from one start to the next."""
 

@@ -80,7 +80,7 @@ def gpu_options(count: int, settings: SlurmSettings) -> list[str]:
     amount = f"{settings.gpu_type}:{count}" if settings.gpu_type else f"{count}"
     if settings.gpu_request == "gpus-per-node":
         return [f"--gpus-per-node={amount}"]
-    return [f"--gres=gpu:{amount}"] if settings.gpu_request == "gres" else []
+    return [f"--gres={settings.gres}:{amount}"] if settings.gpu_request == "gres" else []
 
 
 def _environment(job: ResolvedJob) -> list[dict[str, str]]:

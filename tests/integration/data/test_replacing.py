@@ -104,6 +104,18 @@ def test_a_replacement_holds_when_the_sample_is_repaired(
     assert contents(attempt([i]).loader) == before
 
 
+def test_a_replacement_that_breaks_is_not_replaced_again(
+    attempt: Callable[..., Any], plain: Any, poison: Poisoned
+) -> None:
+    i = poison.names.index("empty reply")
+    first = attempt([i])
+    list(first.loader)
+    (event,) = first.told.events
+    plain.records[event["by"]] = {}
+    with pytest.raises(UserError, match=f"record {event['by']}: needs either"):
+        list(attempt([i]).loader)
+
+
 def test_each_replacement_says_which_and_why(attempt: Callable[..., Any], poison: Poisoned) -> None:
     i = poison.names.index("cut.jpg")
     first = attempt([i])

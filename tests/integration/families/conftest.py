@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,9 +34,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Callabl
     def make(family: str) -> Path:
         folder = tmp_path_factory.getbasetemp() / f"place-{family}"
         if not folder.exists():
-            folder.mkdir()
-            for name in ("train.json", "eval.json", "images"):
-                (folder / name).symlink_to(digits / name)
+            shutil.copytree(digits, folder)
             argv = [sys.executable, "-m", "trainer.tiny", str(folder / "model"), "--family", family]
             subprocess.run(argv, check=True, timeout=300, cwd=ROOT)
         return folder

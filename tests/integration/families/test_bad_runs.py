@@ -14,7 +14,7 @@ from trainer.replacing import read_replaced
 
 pytestmark = [
     pytest.mark.families,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("default"),
 ]
 
@@ -25,8 +25,7 @@ def test_a_parameter_without_gradient_ends_the_run(
     bench = bench_of("qwen3_vl")
     bench.module = "tests.integration.families.unused"
     run = bench.probed(replace(bench.job(), name="unused"), [])
-    end = run.finish()
-    assert end.state == "HELD"
+    assert run.finish().state == "FAILED"
     assert run.verdicts() == [78]
     (verdict,) = run.of_attempt(1, "verdict")
     assert "language_model.layers.0.lora_unused" in verdict["data"]["message"]
@@ -62,7 +61,7 @@ def test_a_poisoned_set_trains_with_the_same_replacements(
     assert set(told) == set(replaced)
 
 
-def test_too_many_broken_samples_hold_the_run(
+def test_too_many_broken_samples_end_the_run(
     bench_of: Callable[[str], TrainingBench], tmp_path: Path
 ) -> None:
     bench = bench_of("qwen2_5_vl")
@@ -74,7 +73,7 @@ def test_too_many_broken_samples_hold_the_run(
         training={**job.training, "eval_strategy": "no"},
     )
     run = bench.probed(job, [])
-    assert run.finish().state == "HELD"
+    assert run.finish().state == "FAILED"
     assert run.verdicts() == [78]
     (verdict,) = run.of_attempt(1, "verdict")
     assert "samples are broken, data.max_replaced is 3" in verdict["data"]["message"]

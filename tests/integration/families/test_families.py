@@ -27,7 +27,7 @@ from tests.integration.families.conftest import FAMILIES
 
 pytestmark = [
     pytest.mark.families,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("default"),
 ]
 

@@ -21,7 +21,7 @@ MARGIN = 0.5
 
 pytestmark = [
     pytest.mark.families,
-    pytest.mark.timeout(500),
+    pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("default"),
 ]
 

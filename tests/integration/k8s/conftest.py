@@ -29,9 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def bench(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[KubeBench]:
+def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeBench]:
     """A workplace on the cluster with the rights of the shipped Role only."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.account))
     monkeypatch.setattr("orchestrator.backends.kubernetes.cluster.FRESH_S", 0.2)

@@ -15,6 +15,10 @@ from tests.harness.training import Disturbance, TrainingBench, TrainingRun
 pytestmark = [pytest.mark.s3, pytest.mark.training]
 
 
+# Two ranks, three attempts and the model take 40 s on two free cores.
+SLOW_S = 900
+
+
 @pytest.fixture
 def training_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainingBench]:
     (tmp_path / "tmp").mkdir()
@@ -26,17 +30,18 @@ def training_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     bench.close()
 
 
+@pytest.mark.timeout(SLOW_S)
 def test_preempted_on_s3_it_equals_an_undisturbed_run_on_disk(
     training_bench: TrainingBench, s3_uri: str
 ) -> None:
     job = training_bench.job()
-    job = replace(job, training={**job.training, "max_steps": 4, "eval_steps": 2})
+    job = replace(job, training={**job.training, "max_steps": 3, "eval_steps": 3})
     on_s3 = replace(job, checkpoint=CheckpointSpec(uri=s3_uri, every_steps=2))
-    course = [Disturbance("micro", 2, "SIGUSR1", to=[1], code=75, committed=2, micro=1)]
-    course += [Disturbance("micro", 3, "SIGTERM", to="agent", code=75, committed=3, micro=2)]
-    run = training_bench.disturbed(on_s3, course)
+    inside = Disturbance("micro", 1, "SIGUSR1", to=[1], code=75, committed=1, micro=1)
+    run = training_bench.disturbed(on_s3, [inside])
     assert run.finish().state == "SUCCEEDED"
-    assert run.verdicts() == [76, 75, 0], "at step 2 everything was committed already"
+    assert run.verdicts() == [75, 0]
+    assert run.commits()[0] == (1, 1, "notice")
     straight = training_bench.probed(job, [])
     assert straight.finish().state == "SUCCEEDED"
     assert run.outcome() == straight.outcome()

@@ -26,9 +26,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def bench(
-    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SlurmBench]:
+def bench(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmBench]:
     """A workplace on the cluster; its jobs do not outlive the test."""
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
     monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.contract.resolved import Resources
 from orchestrator.storage import attempts
-from tests.harness.runs import Bench, Driven
+from tests.harness.runs import Bench
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
 from tests.integration.slurm.test_preemption import check_end
 
@@ -51,7 +51,9 @@ def test_twenty_jobs_on_two_nodes(bench: SlurmBench) -> None:
         for run in runs:
             if run.step is None or not run.step.settled:
                 run.look()
-        if taken < 3 and any(r.step and r.step.row["step"] > 5 and not r.step.settled for r in runs):
+        if taken < 3 and any(
+            r.step and r.step.row["step"] > 5 and not r.step.settled for r in runs
+        ):
             bench.cluster.take_nodes(0.1, nodes=1, on=f"qn{1 + taken % 2}")
             taken += 1
         time.sleep(0.2)
@@ -74,7 +76,7 @@ def test_the_time_limit(bench: SlurmBench, calm: tuple[Any, ...]) -> None:
     check_end(bench, run, calm)
 
 
-HOSTILE = "it's \"$(touch {0})\" `touch {0}` ; touch {0} #\n#SBATCH --hold\n\\ ünï ${{HOME}} \t%j"
+HOSTILE = 'it\'s "$(touch {0})" `touch {0}` ; touch {0} #\n#SBATCH --hold\n\\ ünï ${{HOME}} \t%j'
 
 
 def test_hostile_values_stay_values(bench: SlurmBench, tmp_path: Path) -> None:
@@ -93,5 +95,3 @@ def test_hostile_values_stay_values(bench: SlurmBench, tmp_path: Path) -> None:
     assert run.drive().state == "SUCCEEDED"
     assert not mark.exists()
     assert bench.cluster.job(job_id(run))["Priority"] != "0"
-
-

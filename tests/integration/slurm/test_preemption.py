@@ -24,9 +24,7 @@ def check_end(bench: SlurmBench, run: Driven, calm: tuple[Any, ...], *, restarts
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_by_a_job_of_higher_priority(
-    bench: SlurmBench, calm: tuple[Any, ...], nodes: int
-) -> None:
+def test_by_a_job_of_higher_priority(bench: SlurmBench, calm: tuple[Any, ...], nodes: int) -> None:
     run = bench.submit(bench.job(nodes=nodes), step_s=STEP_S)
     run.until_step(3)
     bench.cluster.take_nodes()

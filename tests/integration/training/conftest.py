@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import jobs
-from tests.harness.training import TrainingBench, TrainingRun
+pytest.register_assert_rewrite("tests.harness.training")
+
+from tests.harness import jobs  # noqa: E402
+from tests.harness.training import TrainingBench, TrainingRun  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Real training, disturbed at moments of the clock that nobody chose: notices and kills.
 
-QVL_SOAK_SEEDS: the seeds, one run each. A seed fixes who is hit by what and how long after
-the start of each attempt; what that meets is up to the machine.
+QVL_SOAK_SEEDS: the seeds, one run each; QVL_SOAK_BLOWS: attempts that suffer something. A seed
+fixes who is hit by what and how late (as a part of the time that the undisturbed run took);
+what that meets is up to the machine.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ from tests.harness.training import EVERY, TrainingBench, TrainingRun, assert_sam
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 SEEDS = [int(s) for s in os.environ.get("QVL_SOAK_SEEDS", "").split()] or [1, 2, 3]
-BLOWS = 12
-LATEST_S = 14.0
-"""A quiet machine loads for six seconds and trains for five."""
+BLOWS = int(os.environ.get("QVL_SOAK_BLOWS", "12"))
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
@@ -32,7 +31,8 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 class Blow:
     """What one attempt suffers."""
 
-    after_s: float
+    moment: float
+    """0 = at its start, 1 = when an undisturbed attempt would have ended."""
     target: str
     """rank-0, rank-1, agent, group, or `kill`: SIGKILL to everything."""
     signal: str
@@ -40,7 +40,7 @@ class Blow:
     @classmethod
     def draw(cls, chance: random.Random) -> Blow:
         target = chance.choice(["rank-0", "rank-1", "agent", "group", "kill"])
-        return cls(chance.uniform(0.0, LATEST_S), target, chance.choice(SIGNALS))
+        return cls(chance.random(), target, chance.choice(SIGNALS))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -49,14 +49,14 @@ def test_disturbed_at_random(bench: TrainingBench, straight: TrainingRun, seed: 
     workers = chance.choice([0, 2])
     run = bench.probed(bench.job(training={"dataloader_num_workers": workers}), [])
     run.hurry()
-    attempt = 1
+    whole_s, attempt = straight.seconds(), 1
     for _ in range(BLOWS):
         step = run.follow(lambda s, n=attempt: s.settled or s.row["attempt"] >= n, seconds=600)
         if step.settled:
             break
         attempt = step.row["attempt"] + 1
         blow = Blow.draw(chance)
-        time.sleep(blow.after_s)
+        time.sleep(blow.moment * whole_s)
         strike(run, blow)
     end = run.follow(seconds=600)
     run.wait_gone()

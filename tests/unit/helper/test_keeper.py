@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.errors import NotOwner
 from orchestrator.helper.keeper import Keeper
 from orchestrator.storage import checkpoints
 from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.protocol import PendingUpload
 from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 
@@ -206,3 +209,34 @@ def test_the_thread_of_a_replaced_attempt_ends_quietly() -> None:
 
 def test_a_keeper_that_never_began_can_be_finished() -> None:
     Bench(1).keeper.finish(10.0)
+
+
+class WithUploads(MemoryStorage):
+    """Keeps what somebody began to write and did not finish."""
+
+    def __init__(self, uri: str, *pending: PendingUpload) -> None:
+        super().__init__(uri)
+        self.pending = list(pending)
+
+    def uploads(self) -> Iterator[PendingUpload]:
+        return iter(self.pending)
+
+    def abort_upload(self, upload: PendingUpload) -> None:
+        self.pending.remove(upload)
+
+
+def test_uploads_of_fenced_attempts_and_old_ones_are_given_up() -> None:
+    now = SystemClock().now()
+    rows = {
+        "fenced": PendingUpload("attempts/000001/checkpoints/checkpoint-5/a", "1", now),
+        "fenced too": PendingUpload("attempts/000002/x", "2", now),
+        "mine": PendingUpload("attempts/000003/checkpoints/checkpoint-9/a", "3", now - 3600),
+        "mine, stale": PendingUpload("attempts/000003/y", "4", now - 90_000),
+        "newer": PendingUpload("attempts/000004/x", "5", now),
+        "elsewhere": PendingUpload("events/x", "6", now),
+        "elsewhere, stale": PendingUpload("events/y", "7", now - 90_000),
+    }
+    storage = WithUploads(f"memory://keeper-{next(_numbers)}", *rows.values())
+    RunLog(storage).append("fence", 3)
+    Keeper(storage, 3, 1, lambda _kind, _data: None).clean_leftovers()
+    assert storage.pending == [rows["mine"], rows["newer"], rows["elsewhere"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, loads, pretty, to_json
+from orchestrator.contract.jsonio import MalformedJson, digest, loads, pretty, to_json
+from orchestrator.contract.manifest import decode_manifest
 from orchestrator.contract.records import LogRecord
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, NewerVersion, StorageError
 from orchestrator.storage import checkpoints
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
@@ -238,15 +241,22 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+def _summed(value: dict[str, Any]) -> bytes:
+    """Whoever means harm makes the checksum right."""
+    body = {k: v for k, v in value.items() if k != "sum"}
+    return pretty(body | {"sum": digest(body)})
+
+
 @pytest.mark.parametrize("how", sorted(HOSTILE))
 def test_hostile_manifests_are_refused(storage: Storage, how: str) -> None:
     fakes.write(storage, 10)
     path = f"{DIRECTORY}/{layout.MANIFEST}"
     value = loads(storage.get(path))
     HOSTILE[how](value)
-    storage.put(path, pretty(value))
-    for expected in (None, hash_bytes(pretty(value))):
-        with pytest.raises(CheckpointError, match="manifest.json: "):
+    data = _summed(value)
+    storage.put(path, data)
+    for expected in (None, hash_bytes(data)):
+        with pytest.raises(CheckpointError, match="manifest.json: (?!does not match)"):
             checkpoints.read_manifest(storage, DIRECTORY, expected)
     with pytest.raises(CheckpointError, match="manifest.json: "):
         checkpoints.verify_directory(storage, DIRECTORY)
@@ -319,4 +329,82 @@ def test_marking_bad_keeps_the_files(storage: Storage, log: RunLog, record: LogR
 
 def test_to_json_and_back(storage: Storage, record: LogRecord) -> None:
     manifest = checkpoints.verify(storage, record).manifest
-    assert loads(storage.get(f"{DIRECTORY}/{layout.MANIFEST}")) == to_json(manifest)
+    stored = loads(storage.get(f"{DIRECTORY}/{layout.MANIFEST}"))
+    assert stored == to_json(manifest) | {"sum": digest(to_json(manifest))}
+
+
+def test_every_single_bit_of_a_manifest_without_a_log(posix: PosixStorage) -> None:
+    """What `--from /elsewhere/checkpoint-10` has to go by."""
+    fakes.write(posix, 10)
+    path = f"{DIRECTORY}/{layout.MANIFEST}"
+    good = posix.get(path)
+    for position in range(len(good)):
+        for bit in range(8):
+            flipped = bytearray(good)
+            flipped[position] ^= 1 << bit
+            try:
+                decode_manifest(bytes(flipped))
+            except MalformedJson:
+                continue
+            assert _only_blanks(good, bytes(flipped)), (position, bit)
+
+
+def _only_blanks(one: bytes, other: bytes) -> bool:
+    """Nothing but the layout of the document differs."""
+    return bool(loads(one) == loads(other)) and one.split() == other.split()
+
+
+def test_a_manifest_of_a_newer_version_is_refused_and_not_called_damaged(
+    storage: Storage, record: LogRecord
+) -> None:
+    path = f"{DIRECTORY}/{layout.MANIFEST}"
+    value = loads(storage.get(path)) | {"schema": 2}
+    storage.put(path, _summed(value))
+    digest_ = hash_bytes(_summed(value))
+    newer = replace(record, body={**record.body, "manifest_hash": digest_})
+    text = f"{path} was made by a newer version of qvl-orchestrate .schema 2 of CheckpointManifest"
+    with pytest.raises(NewerVersion, match=text) as caught:
+        checkpoints.verify(storage, newer)
+    assert caught.value.hint == "use the version of qvl-orchestrate that wrote it"
+    with pytest.raises(NewerVersion):
+        checkpoints.verify_directory(storage, DIRECTORY)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EUCLEAN])
+@pytest.mark.parametrize("name", ["scheduler.pt", layout.MANIFEST])
+def test_a_file_that_the_disk_gives_no_more(
+    posix: PosixStorage, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    _fail_reads(monkeypatch, name, number, times=99)
+    reason = os.strerror(number)
+    bad(posix, record, f"{name} cannot be read undamaged .{reason}")
+
+
+def test_a_read_that_fails_once_is_repeated(
+    posix: PosixStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    _fail_reads(monkeypatch, "scheduler.pt", errno.EIO, times=1)
+    checkpoints.verify(posix, record)
+
+
+def test_a_storage_that_is_away_is_no_damage(
+    posix: PosixStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fakes.commit(posix, RunLog(posix), 10)
+    _fail_reads(monkeypatch, "scheduler.pt", errno.ESTALE, times=99)
+    with pytest.raises(StorageError, match="scheduler.pt: Stale file handle"):
+        checkpoints.verify(posix, record)
+
+
+def _fail_reads(patch: pytest.MonkeyPatch, name: str, number: int, times: int) -> None:
+    real, left = Path.open, [times]
+
+    def failing(path: Path, *args: Any, **more: Any) -> Any:
+        if path.name == name and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **more)
+
+    patch.setattr(Path, "open", failing)

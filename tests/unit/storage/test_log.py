@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +23,14 @@ from orchestrator.contract.records import (
     decode_record,
     encode_record,
 )
-from orchestrator.errors import LogDamaged, NotOwner, StorageError
+from orchestrator.errors import LogDamaged, NewerVersion, NotOwner, StorageError
 from orchestrator.storage import checkpoints
+from orchestrator.storage import posix as posix_module
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Storage, Taken
-from orchestrator.storage.runlog import LogView, RunLog
+from orchestrator.storage.runlog import MAX_GAP, LogView, RunLog
 from tests.unit.storage import fakes
 
 BODIES: dict[RecordKind, Any] = {
@@ -323,7 +327,68 @@ def test_the_end_of_the_log_beyond_a_hole_is_never_a_place_to_write(memory: Memo
     refused(memory, 7)
 
 
-@pytest.mark.parametrize("name", ["log/00000009.json.bak", "log/00000009.json~", "log/notes.txt"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"stray"])
+@pytest.mark.parametrize("seq", [2000, 99_999_999])
+def test_a_stray_file_with_a_far_number_costs_nothing(
+    memory: MemoryStorage, seq: int, data: bytes
+) -> None:
+    records = fill(memory)
+    memory.put(layout.log_record(seq), data)
+    view = RunLog(memory).read()
+    assert (list(view.records), view.unreadable) == (records, ())
+    assert RunLog(memory).append("fence", 2).seq == 7
+
+
+def test_a_right_record_behind_a_wide_gap_is_still_evidence(memory: MemoryStorage) -> None:
+    fill(memory)
+    far = LogRecord(seq=5_000_000, kind="fence", attempt=9, token="t", prev="x", time="")
+    memory.put(layout.log_record(far.seq), encode_record(far))
+    view = RunLog(memory).read()
+    assert view.records[-1] == far
+    assert view.unreadable[-1] == far.seq - 1
+    assert len(view.unreadable) == MAX_GAP
+    with pytest.raises(LogDamaged):
+        RunLog(memory).append("fence", 99)
+
+
+def test_a_record_of_a_newer_version_is_refused_and_not_called_damaged(
+    memory: MemoryStorage,
+) -> None:
+    fill(memory)
+    newer = LogRecord(seq=7, kind="fence", attempt=2, token="t", prev="x", time="", schema=2)
+    memory.put(layout.log_record(7), encode_record(newer))
+    text = "record 7 of the run's log was made by a newer version of qvl-orchestrate .schema 2"
+    for act in (lambda: RunLog(memory).read(), lambda: RunLog(memory).append("fence", 9)):
+        with pytest.raises(NewerVersion, match=text) as caught:
+            act()
+        assert caught.value.exit_code == 78
+
+
+def test_a_record_that_was_only_found_is_made_durable_before_it_is_acknowledged(
+    posix: PosixStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first create linked it and failed to sync the folder."""
+    log = RunLog(posix)
+    log.append("fence", 1)
+    synced: list[str] = []
+    real = posix_module._fsync_dir
+
+    def failing(folder: Path) -> None:
+        synced.append(folder.name)
+        if len(synced) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(folder)
+
+    monkeypatch.setattr(posix_module, "_fsync_dir", failing)
+    with pytest.raises(StorageError):
+        log.append("commit", 1, BODIES["commit"], token="t1")
+    assert log.append("commit", 1, BODIES["commit"], token="t1").seq == 2
+    assert synced == ["log", "log"]
+
+
+@pytest.mark.parametrize(
+    "name", ["log/00000009.json.bak", "log/00000009.json~", "log/notes.txt", "log/9.json"]
+)
 def test_strange_files_in_the_folder_are_no_records(memory: MemoryStorage, name: str) -> None:
     fill(memory)
     memory.put(name, memory.get(layout.log_record(1)))

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StorageError, UserError
+from orchestrator.storage import posix as posix_module
 from orchestrator.storage.opening import child, open_storage
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.protocol import Created, NotFound, Taken
+from orchestrator.storage.protocol import Created, NotFound, PendingUpload, Taken
 
 
 class Trace:
@@ -136,21 +137,52 @@ def test_a_lost_reply_is_settled_durably(root: Path, trace: Trace) -> None:
     assert trace.kinds() == [("fsync", "log")]
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
-def test_without_hard_links_create_is_exclusive(
-    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without hard links."""
 
-    trace = Trace(monkeypatch, root)
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
     monkeypatch.setattr(os, "link", refuse)
+
+
+def test_without_hard_links_a_whole_file_is_renamed_and_replaces_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, no_links: None
+) -> None:
+    trace = Trace(monkeypatch, root)
     storage = PosixStorage(root)
     assert storage.create("log/1", b"mine") == Created()
-    assert trace.kinds()[-2:] == [("fsync", "log/1"), ("fsync", "log")]
+    assert trace.kinds()[-2:] == [("fsync", "TMP"), ("fsync", "log")]
     assert storage.create("log/1", b"mine") == Created()
     assert storage.create("log/1", b"other") == Taken(b"mine")
     assert sorted(os.listdir(root / "log")) == ["1"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, None])
+def test_a_file_system_on_which_no_commit_would_be_safe_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, no_links: None, number: int | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "no") if number else OSError("no renameat2")
+
+    monkeypatch.setattr(posix_module, "rename_new", refuse)
+    with pytest.raises(StorageError, match="can neither link files .* nor rename them") as caught:
+        PosixStorage(root).create("1", b"mine")
+    assert "another file system" in str(caught.value)
+    assert os.listdir(root) == []
+
+
+def test_a_rename_that_fails_for_another_reason_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch, no_links: None
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(posix_module, "rename_new", fail)
+    with pytest.raises(StorageError, match="1: No space left on device"):
+        PosixStorage(root).create("1", b"mine")
+    assert os.listdir(root) == []
 
 
 def test_without_hard_links_a_loser_that_came_late_sees_the_winner(
@@ -236,49 +268,6 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> 
     assert [n for n in os.listdir(root / "d") if n.startswith(".tmp-")] == []
 
 
-def test_a_full_disk_without_hard_links_leaves_no_half_record(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "no links")
-
-    def fail(fd: int) -> None:
-        calls.append(os.readlink(f"/proc/self/fd/{fd}"))
-        if calls[-1].endswith("/1"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", refuse)
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(StorageError, match="No space"):
-            PosixStorage(root).create("1", b"mine")
-    assert os.listdir(root) == []
-
-
-def test_an_error_in_the_exclusive_open_never_removes_what_stands_there(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.open
-
-    def refuse(source: Path, target: Path) -> None:
-        target.write_bytes(b"theirs")
-        raise OSError(errno.EPERM, "no links")
-
-    def no_handles(path: Path, *args: int, **kw: int) -> int:
-        if Path(path).name == "1":
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return real(path, *args, **kw)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "link", refuse)
-        patch.setattr(os, "open", no_handles)
-        with pytest.raises(StorageError, match="Too many open files"):
-            PosixStorage(root).create("1", b"mine")
-    assert (root / "1").read_bytes() == b"theirs"
-
-
 def test_a_root_whose_parent_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="a: "):
@@ -290,6 +279,20 @@ def test_temporary_files_of_the_dead_are_not_listed(root: Path) -> None:
     (root / "a").mkdir()
     (root / "a" / ".tmp-4567").write_bytes(b"half")
     assert PosixStorage(root).list("", deep=True) == []
+
+
+def test_temporary_files_of_the_dead_can_be_found_and_removed(root: Path) -> None:
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / ".tmp-4567").write_bytes(b"half")
+    (root / "a" / "whole").write_bytes(b"1")
+    os.utime(root / "a" / "b" / ".tmp-4567", (100.0, 100.0))
+    storage = PosixStorage(root)
+    (found,) = storage.uploads()
+    assert found == PendingUpload("a/b/.tmp-4567", ".tmp-4567", 100.0)
+    storage.abort_upload(found)
+    storage.abort_upload(found)
+    assert os.listdir(root / "a") == ["whole"]
+    assert list(PosixStorage(root / "none").uploads()) == []
 
 
 def test_links_in_the_tree_are_listed_as_objects_and_removed_as_links(

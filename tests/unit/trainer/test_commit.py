@@ -98,7 +98,7 @@ def test_commit_names_every_file_and_carries_the_facts(storage: LossyStorage) ->
     assert outcome.seq == record.seq
     manifest = checkpoints.verify(storage, record).manifest
     assert manifest.facts == {"gpu": "none", "base_digest": "b"}
-    assert [f.path for f in manifest.files] == ["model.bin"]
+    assert [f.path for f in manifest.files] == ["model.bin", layout.part(0)]
     assert storage.get(f"{record.commit().directory}/{layout.part(0)}")
 
 

@@ -1,0 +1,159 @@
+"""What the Kubernetes backend does on every server: run on the fake and on a real one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.backends.base import Observation
+from orchestrator.backends.kubernetes.api import ServerApi
+from orchestrator.backends.kubernetes.backend import KubernetesBackend
+from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.errors import UserError
+
+
+@dataclass
+class World:
+    """A server, and jobs whose pods wait for a signal and then end with 75."""
+
+    backend: KubernetesBackend
+    job: ResolvedJob
+    spec: TrainSpec
+    get: Callable[[str], list[dict[str, Any]]]
+    """All objects of a kind."""
+    patience_s: float = 5.0
+
+    def submit(self, number: int = 1, job: ResolvedJob | None = None, **spec: Any) -> str:
+        job = job or self.job
+        sent = replace(self.spec, submission=number, nodes=job.resources.nodes, **spec)
+        submission = self.backend.prepare(job, sent)
+        return self.backend.submit(submission, f"{sent.run_id}-{number}")
+
+    def see(self, identifier: str) -> Observation:
+        return self.backend.observe([identifier])[identifier]
+
+    def until(self, identifier: str, phase: str) -> Observation:
+        end = time.monotonic() + self.patience_s
+        while (seen := self.see(identifier)).phase != phase:
+            assert time.monotonic() < end, f"{seen}, not {phase}"
+            time.sleep(0.1)
+        return seen
+
+
+def make_spec(job: ResolvedJob, run_id: str, secrets: Path | None = None) -> TrainSpec:
+    return TrainSpec(
+        run_id=run_id,
+        storage="/nowhere/run",
+        submission=1,
+        backend="kubernetes",
+        nodes=job.resources.nodes,
+        gpus_per_node=job.resources.gpus_per_node,
+        grace_s=job.preemption.grace_s,
+        signals=job.preemption.signals,
+        python="/submitter/python",
+        secrets_file=str(secrets) if secrets else None,
+    )
+
+
+class KubernetesContract:
+    """Subclasses give the fixture `world`."""
+
+    def test_submitted_twice_is_one_job(self, world: World) -> None:
+        first = world.submit()
+        assert world.submit() == first
+        assert (
+            KubernetesBackend(ServerApi).submit(
+                world.backend.prepare(world.job, world.spec), f"{world.spec.run_id}-1"
+            )
+            == first
+        )
+        assert len(world.get("jobs")) == 1
+
+    def test_it_runs_and_a_notice_ends_it(self, world: World) -> None:
+        identifier = world.submit()
+        world.until(identifier, "running")
+        world.backend.notify(identifier, "SIGTERM", None)
+        seen = world.until(identifier, "gone")
+        assert seen.ending == "preempted", seen
+
+    @pytest.mark.parametrize("nodes", [2])
+    def test_a_notice_to_a_gang(self, world: World, nodes: int) -> None:
+        shape = replace(world.job.resources, nodes=nodes)
+        identifier = world.submit(job=replace(world.job, resources=shape))
+        world.until(identifier, "running")
+        world.backend.notify(identifier, "SIGTERM", None)
+        assert world.until(identifier, "gone").ending == "preempted"
+
+    def test_cancelled(self, world: World) -> None:
+        identifier = world.submit()
+        world.until(identifier, "running")
+        world.backend.cancel(identifier)
+        world.backend.cancel(identifier)
+        assert world.see(identifier).phase in ("running", "gone")
+        assert world.until(identifier, "gone").ending == "cancelled"
+        with pytest.raises(UserError, match="no pod that runs"):
+            world.backend.notify(identifier, "SIGTERM", None)
+
+    def test_withdrawn_is_not_cancelled(self, world: World) -> None:
+        identifier = world.submit()
+        world.backend.withdraw(identifier, "the image cannot be had: \n{{ x }}")
+        world.backend.withdraw(identifier, "the image cannot be had: \n{{ x }}")
+        seen = world.until(identifier, "gone")
+        assert (seen.ending, seen.detail) == ("unstartable", "the image cannot be had: \n{{ x }}")
+
+    def test_a_job_that_nobody_knows(self, world: World) -> None:
+        namespace = world.submit().partition("/")[0]
+        seen = world.see(f"{namespace}/other-1")
+        assert (seen.phase, seen.forgotten) == ("unknown", True)
+
+    def test_the_next_submission_clears_away_what_would_still_start_pods(
+        self, world: World
+    ) -> None:
+        first = world.submit()
+        second = world.submit(2)
+        assert first != second
+        assert [j["metadata"]["name"] for j in world.get("jobs")] == [second.partition("/")[2]]
+
+    def test_secrets_travel_by_reference_and_are_forgotten(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "secrets.json"
+        file.write_text(json.dumps({"WORD": "swordfish"}))
+        job = replace(world.job, secrets=("WORD",))
+        identifier = world.submit(job=job, secrets_file=str(file))
+        assert "swordfish" not in json.dumps(world.get("jobs"))
+        mine = [
+            s for s in world.get("secrets") if s["metadata"]["name"].startswith(world.spec.run_id)
+        ]
+        assert [s["metadata"]["name"] for s in mine] == [f"{world.spec.run_id}-env"]
+        file.unlink()
+        world.submit(2, job=job, secrets_file=str(file))
+        world.backend.forget_secrets(world.spec.run_id, identifier)
+        world.backend.forget_secrets(world.spec.run_id, identifier)
+        with pytest.raises(UserError, match="not in the cluster any more"):
+            world.submit(3, job=job, secrets_file=str(file))
+
+    def test_runs_are_found_and_forgotten(self, world: World) -> None:
+        identifier = world.submit()
+        found = [f for f in world.backend.discover() if f.run_id == world.spec.run_id]
+        assert [f.uri for f in found] == ["/nowhere/run"]
+        world.backend.forget_run(world.spec.run_id, identifier)
+        end = time.monotonic() + 30
+        while world.get("jobs"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert world.see(identifier).forgotten or world.see(identifier).phase == "running"
+
+    def test_only_what_kubernetes_can_deliver(self, world: World) -> None:
+        identifier = world.submit()
+        with pytest.raises(UserError, match="SIGTERM"):
+            world.backend.notify(identifier, "SIGUSR1", None)
+        with pytest.raises(UserError, match="whole pods"):
+            world.backend.notify(identifier, "SIGTERM", 1)

@@ -1,0 +1,195 @@
+"""What a template must not lose is missed, at its line, with the cure; ours loses nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config.site import SiteConfig, parse_site
+from orchestrator.controller import templates
+from orchestrator.controller.templates import check_template, sample_values, site_template
+from orchestrator.templates.check import Shape, check
+from orchestrator.templates.directives import Directive, directives
+from orchestrator.templates.find import Template, find_template
+from orchestrator.templates.render import render
+from orchestrator.templates.starter import starter_text
+from tests.unit.templates.conftest import MARK
+
+SITE = SiteConfig()
+EXTENDS = '{% extends "slurm/train.sbatch.j2" %}\n'
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_sbatch", lambda *_: ([], False))
+
+
+def found(tmp_path: Path, text: str, site: SiteConfig = SITE) -> list[str]:
+    path = tmp_path / "t.j2"
+    path.write_text(MARK + text)
+    report = check_template(site, site_template(site, path))
+    return [f"{Path(f.file).name}:{f.line}: {f.what} -> {f.cure}" for f in report.findings]
+
+
+def whole(old: str = "", new: str = "") -> str:
+    """Our whole template as a copy, with one change."""
+    text = site_template(SITE, None).text.removeprefix(MARK)
+    assert old in text, old
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.parametrize(
+    "slurm", ["", 'gpu_request = "gres"', 'gpu_request = "gres"\ngres = "gpu"\ngpu_type = "a"']
+)
+def test_ours_loses_nothing(nodes: int, slurm: str) -> None:
+    site = parse_site(f"[slurm]\n{slurm}\n".encode(), "site.toml")
+    assert check_template(site, site_template(site, None)).findings == ()
+
+
+def test_the_starter_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.j2"
+    path.write_text(starter_text())
+    ours, theirs = site_template(SITE, None), site_template(SITE, path)
+    values = sample_values(SITE, 4, 8)
+    assert render(ours, values).text == render(theirs, values).text
+    assert check_template(SITE, theirs).ok
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("#!/bin/bash", "#!/bin/sh", "does not begin with #!/bin/bash"),
+        ("#SBATCH --requeue\n", "", "--requeue is missing"),
+        ("#SBATCH --requeue", "#SBATCH --no-requeue", "--no-requeue: Slurm would not"),
+        ("--open-mode=append", "--open-mode=truncate", "--open-mode is 'truncate'"),
+        ("#SBATCH --open-mode=append\n", "", "--open-mode is missing"),
+        ("--signal=USR1@", "--signal=B:USR1@", "the notice goes to the shell only (B:)"),
+        ("--signal=USR1@", "--signal=INT@", "--signal is 'INT@60'"),
+        ("#SBATCH --export=NONE\n", "", "--export is missing"),
+        ("--nodes={{ nodes | directive }}\n", "--nodes=3\n", "--nodes is '3'"),
+        ("--ntasks-per-node=1\n#", "--ntasks-per-node=2\n#", "--ntasks-per-node is '2'"),
+        ("#SBATCH {{ option | directive }}", "", "no GPUs are asked for"),
+        ("#SBATCH --requeue\n", "#SBATCH --requeue\n#SBATCH -G 2\n", "--gpus asks for"),
+        ("#SBATCH --requeue\n", "#SBATCH --requeue\n#SBATCH --arr=1-3\n", "--array cannot be"),
+        ("trap : TERM", "# trap : TERM", "no trap keeps the shell alive"),
+        ("export QVL_SPEC=", "QVL_SPEC=", "spec does not reach the agent"),
+        ("QVL_VERDICT_FILE", "QVL_OTHER_FILE", "no place for its verdict"),
+        ("scontrol requeue incomplete", "scontrol requeue", "a plain requeue brings back"),
+        ("scontrol requeue incomplete", "true", "nothing asks Slurm to start the job again"),
+        ("\nsrun ", "\nmpirun ", "the agent is not started by srun"),
+        ("--kill-on-bad-exit=0", "--kill-on-bad-exit=1", "srun without --kill-on-bad-exit=0"),
+        ("--export=ALL", "--export=NONE", "srun without --export=ALL"),
+        ("orchestrator.agent - &", "orchestrator.agent -", "srun without &"),
+        ('exit "$qvl_code"', "exit 0", "'exit 0': the shell would leave"),
+    ],
+)
+def test_a_copy_that_lost_something(tmp_path: Path, old: str, new: str, what: str) -> None:
+    said = found(tmp_path, whole(old, new))
+    assert any(what in x for x in said), said
+    assert all(re.match(r"t\.j2:\d+: .+ -> .+", x) for x in said)
+
+
+@pytest.mark.parametrize(
+    ("block", "body", "what"),
+    [
+        ("setup", "set -euo pipefail", "t.j2:4: 'set -euo pipefail': the shell would leave before"),
+        ("setup", "set -o errexit", "t.j2:4: 'set -o errexit'"),
+        ("setup", "exec bash -l", "t.j2:4: 'exec bash -l': the shell that asks"),
+        ("setup", "trap '' TERM USR1", "the notice would kill the shell, or never reach"),
+        ("setup", "trap - TERM", "the notice would kill"),
+        ("setup", "if true; then", "bash cannot read"),
+        ("setup", "scontrol requeue $SLURM_JOB_ID", "t.j2:4: 'scontrol requeue"),
+        ("teardown", "exit 0", "t.j2:4: 'exit 0'"),
+        ("launch", "python -m orchestrator.agent -", "t.j2:4: the agent is not started by srun"),
+        ("launch", "echo nothing", "t.j2:3: the agent is not started by srun"),
+        ("directives", "#SBATCH --nodes=2", "no GPUs are asked for"),
+        ("setup", 'echo "{{ name }}"', "t.j2:4: the value stands in double quotes"),
+        ("setup", "echo {{ partition }}", "t.j2:4: 'partition' is undefined"),
+    ],
+)
+def test_a_block_that_breaks_something(tmp_path: Path, block: str, body: str, what: str) -> None:
+    text = f"{EXTENDS}{{% block {block} %}}\n{body}\n{{% endblock %}}\n"
+    said = found(tmp_path, text)
+    assert any(what in x for x in said), said
+
+
+@pytest.mark.parametrize(
+    ("block", "body"),
+    [
+        ("setup", "module load cuda || exit 78"),
+        ("setup", "exec 2>&1"),
+        ("setup", "if [ ! -e /x ]; then\n  exit 78\nfi"),
+        ("setup", "set -u"),
+        ("setup", 'x={{ name }}; echo "$x"'),
+        ("directives", "{{ super() -}}\n#SBATCH --mail-type=FAIL"),
+        ("teardown", "rm -rf /scratch/$SLURM_JOB_ID"),
+        ("directives", "{{ super() -}}\n#SBATCH --no-requeue"),  # ours comes later, and wins
+    ],
+)
+def test_what_an_administrator_may_do(tmp_path: Path, block: str, body: str) -> None:
+    assert found(tmp_path, f"{EXTENDS}{{% block {block} %}}\n{body}\n{{% endblock %}}\n") == []
+
+
+def test_a_template_that_does_not_extend_ours(tmp_path: Path) -> None:
+    said = found(tmp_path, "#!/bin/bash\necho hello\n")
+    assert len(said) > 8
+    assert any('begin with {% extends "slurm/train.sbatch.j2" %}' in x for x in said)
+
+
+def test_no_count_of_gpus_is_needed_where_the_site_asks_otherwise(tmp_path: Path) -> None:
+    site = parse_site(b'[slurm]\ngpu_request = "none"\n', "site.toml")
+    assert check_template(site, site_template(site, None)).ok
+    text = f"{EXTENDS}{{% block directives %}}\n{{{{ super() -}}}}\n#SBATCH --gpus-per-node=2\n"
+    assert any(
+        "asks for 2 GPUs a node" in x for x in found(tmp_path, text + "{% endblock %}", site)
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("#SBATCH --nodes=4 --requeue", [("nodes", "4"), ("requeue", "")]),
+        ("#SBATCH -N 4 -n2", [("nodes", "4"), ("ntasks", "2")]),
+        ("#SBATCH --nodes 4", [("nodes", "4")]),
+        ("#SBATCH --no-req", [("no-requeue", "")]),
+        ("#SBATCH --comment='a b' --nice=1", [("comment", "a b"), ("nice", "1")]),
+        ("#SBATCH --nodes=4 # --nodes=5", [("nodes", "4")]),
+        ("# SBATCH --nodes=4", []),
+        (" #SBATCH --nodes=4", []),
+        ("##SBATCH --nodes=4", []),
+        ("#SBATCH--nodes=4", []),
+        ("true\n#SBATCH --nodes=4", []),
+        ("\n# c\n#SBATCH --nodes=4", [("nodes", "4")]),
+    ],
+)
+def test_directives_are_read_as_sbatch_reads_them(line: str, options: list[Any]) -> None:
+    assert [(d.name, d.value) for d in directives(f"#!/bin/bash\n{line}\n")] == options
+
+
+def test_a_directive_knows_its_line() -> None:
+    assert directives("#!/bin/bash\n\n#SBATCH -N 1\n") == (Directive(3, "nodes", "1"),)
+
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SHAPES = [(1, 1), (1, 8), (4, 8)]
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), SHAPES)
+def test_what_ours_gives(nodes: int, gpus: int) -> None:
+    """Renew after a wanted change: python -m tests.golden.renew"""
+    from tests.golden.renew import name, text
+
+    path = GOLDEN / name(nodes, gpus)
+    assert text(nodes, gpus) == path.read_text(), "python -m tests.golden.renew, and look at it"
+
+
+def test_the_shape_is_compared(tmp_path: Path) -> None:
+    template: Template = find_template("slurm", "train.sbatch.j2")
+    text = render(template, sample_values(SITE, 1, 8)).text
+    assert check(text, template, Shape(1, 8)) == ()
+    assert len(check(text, template, Shape(4, 8))) == 1
+    assert len(check(text, template, Shape(1, 4))) == 1
