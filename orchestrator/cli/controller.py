@@ -11,6 +11,7 @@ import click
 from orchestrator.cli.common import json_option, note, out, out_json, registry
 
 if TYPE_CHECKING:
+    from orchestrator.controller.loop import Rounds
     from orchestrator.controller.reconcile import Step
     from orchestrator.errors import QvlError
     from orchestrator.registry.store import Registry
@@ -67,22 +68,40 @@ def once(*, as_json: bool) -> int:
     show_default=True,
     help="Seconds between passes.",
 )
+@click.option(
+    "--discover", is_flag=True, help="Also the runs that this Kubernetes namespace knows of."
+)
 @json_option
-def run(*, interval: float, as_json: bool) -> int:
+def run(*, interval: float, discover: bool, as_json: bool) -> int:
     """Pass after pass (see `_RUN`)."""
     from orchestrator.clock import SystemClock
+    from orchestrator.controller.loop import Rounds
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = _Report(as_json, changes_only=True)
-    everything = registry()
+    clock = SystemClock()
+    rounds = Rounds(registry(), clock)
     note(f"looking after runs every {interval:g} s; Ctrl-C ends it, runs go on")
     try:
         while True:
-            _pass(everything, report)
-            SystemClock().sleep(interval)
+            if discover:
+                _discover(rounds, report)
+            rounds.once(report)
+            clock.sleep(interval)
     except KeyboardInterrupt:
         note("interrupted; `controller once`, or another controller, takes the runs up again")
+    finally:
+        rounds.close()
     return 0
+
+
+def _discover(rounds: Rounds, report: Callable[[str, Step | QvlError], None]) -> None:
+    from orchestrator.errors import Unreachable
+
+    try:
+        rounds.discover(report)
+    except Unreachable as fault:
+        note(fault.message)
 
 
 def _pass(everything: Registry, report: Callable[[str, Step | QvlError], None]) -> None:

@@ -72,7 +72,7 @@ def command(
         found += run_probe(
             registry().state_dir, name or config.slurm.partition, preempt_with, config
         )
-    _show(sorted_findings(found), every=every, as_json=as_json)
+    _show(sorted_findings(found), every=every or probe, as_json=as_json)
     return DANGER if any(f.level == "danger" for f in found) else 0
 
 

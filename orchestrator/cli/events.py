@@ -44,15 +44,15 @@ def command(*, run: str, follow: bool, kinds: tuple[str, ...], as_json: bool) ->
     """Show events (see `_HELP`)."""
     chosen = get_run(run)
     tail = Tail(chosen.storage)
-    _print(_new(chosen.storage, tail), kinds, as_json)
+    _print(new_events(chosen.storage, tail), kinds, as_json)
     if follow:
         with suppress(KeyboardInterrupt):
             for _ in until_settled(chosen):
-                _print(_new(chosen.storage, tail), kinds, as_json)
+                _print(new_events(chosen.storage, tail), kinds, as_json)
     return 0
 
 
-def _new(storage: Storage, tail: Tail) -> list[Event]:
+def new_events(storage: Storage, tail: Tail) -> list[Event]:
     """Events of all writers that were not seen before, by time."""
     from orchestrator.contract import layout
     from orchestrator.contract.event import Event

@@ -10,8 +10,8 @@ from orchestrator.cli.common import get_run, json_option, out, out_json
 
 _HELP = """Write the adapter of RUN to the new folder DIR.
 
-adapter_config.json and adapter_model.safetensors, byte by byte as they were committed and
-compared with their recorded hashes, and a README.md that says how they came about: attempts
+adapter_config.json and adapter_model.safetensors, as they were committed and compared with
+their recorded hashes, and a README.md that says how they came about: attempts
 and preemptions, settings, versions, fingerprints of the data and of the base, losses. The
 newest checkpoint is taken; the run need not be finished.
 """

@@ -52,6 +52,7 @@ COMMANDS = {
     "merge": "Write the base model with a run's adapter merged into it.",
     "generate": "Ask what a run has trained about a picture.",
     "template": "Look at, check and start a site's batch template.",
+    "drill": "Preempt a short copy of a job on purpose, and compare.",
     "doctor": "Say what of this place endangers a run, and the cure.",
     "schema": "Print the JSON schema of job.yaml.",
     "version": "Show versions.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli.metrics import read_curve
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
-from orchestrator.contract.jsonio import MalformedJson, loads
+from orchestrator.contract.jsonio import MalformedJson, loads, pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import Commit
 from orchestrator.contract.resolved import ResolvedJob
@@ -99,6 +99,7 @@ def gather(run: Run, step: int | None = None) -> Result:
 def adapter(storage: Storage, result: Result) -> dict[str, bytes]:
     """The adapter's files in PEFT's format, as they were committed.
 
+    A base of the hub is named by its id and revision; PEFT writes the path of a local copy.
     Raises CheckpointError where they are missing or damaged.
     """
     entries = {entry.path: entry for entry in result.manifest.files}
@@ -116,6 +117,11 @@ def adapter(storage: Storage, result: Result) -> dict[str, bytes]:
                 f"{path} is damaged", hint="take another checkpoint: --step, `checkpoints --verify`"
             )
         found[name] = data
+    model = result.job.model
+    if not Path(model.path).is_absolute():
+        config = loads(found[ADAPTER_FILES[0]])
+        config.update(base_model_name_or_path=model.path, revision=model.revision)
+        found[ADAPTER_FILES[0]] = pretty(config)
     return found
 
 

@@ -71,7 +71,7 @@ def command(
     from orchestrator.controller.submit import submit
 
     run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    loop.detach(run.registry, run.run_id)
+    loop.leave_controller(run)
     _announce(run, as_json)
     if not wait:
         return 0

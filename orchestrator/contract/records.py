@@ -156,6 +156,8 @@ class LeaseRecord:
     boot_id: str = ""
     start_ticks: int = 0
     released: bool = False
+    renewed_at: str = ""
+    """When this record was written: taken, renewed or released."""
     schema: int = 1
 
 

@@ -16,7 +16,8 @@ from orchestrator.storage.protocol import Created, NotFound, Storage
 
 TTL_S = 600.0
 """How long a lease lasts; a holder of this host that has died is seen at once."""
-RENEW_S = 200.0
+FLEET_TTL_S = 60.0
+"""The same for a controller of all runs, which may be started anew on another host."""
 
 
 def newest(storage: Storage) -> LeaseRecord | None:
@@ -43,9 +44,10 @@ def is_live(record: LeaseRecord | None, now: float) -> bool:
 class Lease:
     """Takes, renews and releases the lease of one run for this process."""
 
-    def __init__(self, storage: Storage, clock: Clock) -> None:
+    def __init__(self, storage: Storage, clock: Clock, ttl_s: float = TTL_S) -> None:
         self._storage = storage
         self._clock = clock
+        self._ttl_s = ttl_s
         self._owner = secrets.token_hex(16)
         self._seq = 0
         self._renewed = 0.0
@@ -54,7 +56,7 @@ class Lease:
         """True if the lease is ours now (also if it was already)."""
         current = newest(self._storage)
         mine = current is not None and current.owner == self._owner
-        if mine and self._clock.monotonic() - self._renewed < RENEW_S:
+        if mine and self._clock.monotonic() - self._renewed < self._ttl_s / 3:
             return True
         if not mine and is_live(current, self._clock.now()):
             return False
@@ -70,7 +72,8 @@ class Lease:
         record = LeaseRecord(
             seq=seq,
             owner=self._owner,
-            expires_at=iso(self._clock.now() + TTL_S),
+            expires_at=iso(self._clock.now() + self._ttl_s),
+            renewed_at=iso(self._clock.now()),
             host=socket.gethostname(),
             pid=os.getpid(),
             boot_id=boot_id(),

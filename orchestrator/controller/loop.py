@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.backends.base import RemembersRuns, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.controller.lease import Lease
+from orchestrator.controller.lease import FLEET_TTL_S, Lease
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.errors import QvlError
+from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry
 
 REFRESH_S = 10.0
@@ -72,6 +75,62 @@ def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlErro
     return faults
 
 
+class Rounds:
+    """Pass after pass over all runs, each under a lease that is kept from one to the next."""
+
+    def __init__(self, registry: Registry, clock: Clock) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+
+    def once(self, report: Callable[[str, Step | QvlError], None]) -> None:
+        """One pass; a run that another controller holds is left to it."""
+        for entry in self._registry.runs():
+            if entry.final:
+                continue
+            try:
+                self._attend(open_entry(self._registry, entry, self._clock), report)
+            except QvlError as fault:
+                report(entry.run_id, fault)
+
+    def discover(self, report: Callable[[str, Step | QvlError], None]) -> None:
+        """Enter runs that a backend knows of and this registry does not."""
+        backend = load_backend("kubernetes", self._registry.state_dir)
+        assert isinstance(backend, RemembersRuns)
+        known = {entry.run_id for entry in self._registry.runs()}
+        for found in backend.discover():
+            if found.run_id not in known:
+                try:
+                    self._registry.add(read_entry(found.uri))
+                except QvlError as fault:
+                    report(found.run_id, fault)
+
+    def close(self) -> None:
+        """Let another controller take over at once."""
+        for lease in self._leases.values():
+            with suppress(QvlError):
+                lease.release()
+        self._leases.clear()
+
+    def _attend(self, run: Run, report: Callable[[str, Step | QvlError], None]) -> None:
+        lease = self._leases.get(run.run_id)
+        if lease is None:
+            lease = self._leases[run.run_id] = Lease(run.storage, self._clock, FLEET_TTL_S)
+        if not lease.acquire():
+            return
+        step = reconcile(run)
+        report(run.run_id, step)
+        if step.settled:
+            del self._leases[run.run_id]
+            lease.release()
+
+
+def leave_controller(run: Run) -> None:
+    """A controller process for the run, unless its site has one for all."""
+    if run.job().kubernetes.get("controller") != "deployment":
+        detach(run.registry, run.run_id)
+
+
 def look_after(run: Run) -> Step | None:
     """One pass here, and a controller for what remains; None if the run has one already."""
     lease = Lease(run.storage, run.clock)
@@ -82,7 +141,7 @@ def look_after(run: Run) -> Step | None:
     finally:
         lease.release()
     if not step.settled:
-        detach(run.registry, run.run_id)
+        leave_controller(run)
     return step
 
 

@@ -124,7 +124,7 @@ def _row(run: Run, entry: RunEntry, *, free: bool) -> dict[str, Any]:
         return rows.with_summary({**row, "state": state, "next": None}, summary)
     if free or backend_id is None:
         return _full(run)
-    return row if summary is None else rows.with_summary(row, summary)
+    return _attended(run, row if summary is None else rows.with_summary(row, summary))
 
 
 def _live_state(known: str, phase: str) -> str:
@@ -139,8 +139,14 @@ def _full(run: Run) -> dict[str, Any]:
     seen = observe(run)
     decision = decide(seen.facts)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
-    row = rows.full_row(run, seen, decision, state)
-    settled = state in FINAL or state == State.HELD
-    if not settled and not lease.is_live(lease.newest(run.storage), run.clock.now()):
-        row["next"] = "no controller: qvl-orchestrate controller once"
-    return row
+    return _attended(run, rows.full_row(run, seen, decision, state))
+
+
+def _attended(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """The row, with a word in it if nobody looks after the run."""
+    record = lease.newest(run.storage)
+    settled = row["state"] in FINAL or row["state"] == State.HELD
+    if settled or lease.is_live(record, run.clock.now()):
+        return row
+    since = f" since {record.renewed_at[11:16]} UTC" if record and record.renewed_at else ""
+    return {**row, "next": f"no controller{since}: qvl-orchestrate controller once"}

@@ -53,7 +53,7 @@ def run_probe(
         if probe.lines and preempt_with:
             time.sleep(TASK_S)
             taken_at = time.time()
-            taker = _take(preempt_with, watch.node())
+            taker = take_nodes(preempt_with, watch.node())
             probe = replace(watch.until_ended(), preempted=True, taken_at=taken_at)
         elif probe.lines:
             probe = watch.until_ended()
@@ -97,10 +97,23 @@ def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig
     raise UserError(f"Slurm refuses the probe: {answer.words}", hint="give --partition, --site")
 
 
-def _take(partition: str, node: str) -> str | None:
-    """A job that takes the node of the probe."""
-    argv = ["sbatch", "--parsable", f"--partition={partition}", f"--nodelist={node}"]
-    argv += ["--nodes=1", "--exclusive", "--time=2", "--output=/dev/null", "--job-name=qvl-taker"]
+def nodes_of(job_id: str) -> str:
+    """The nodes that a job runs on, as Slurm writes them: `gpu[3-4]`."""
+    answer = commands.run(["scontrol", "-o", "show", "job", job_id])
+    found = dict(w.split("=", 1) for w in answer.out.split() if "=" in w)
+    nodes = found.get("NodeList", "")
+    if not answer.ok or nodes in ("", "(null)"):
+        raise UserError(f"job {job_id} runs on no node now", hint="squeue --me")
+    return nodes
+
+
+def take_nodes(partition: str, nodes: str) -> str:
+    """A short job that takes exactly these nodes, and preempts what runs there; its id.
+
+    Raises UserError if Slurm refuses it.
+    """
+    argv = ["sbatch", "--parsable", f"--partition={partition}", f"--nodelist={nodes}"]
+    argv += ["--exclusive", "--time=2", "--output=/dev/null", "--job-name=qvl-taker"]
     answer = commands.run([*argv, "--wrap=sleep 1"])
     if not answer.ok:
         raise UserError(

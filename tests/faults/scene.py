@@ -99,6 +99,11 @@ def do_save(root: Path, say: Say) -> None:
     say(f"committed 1 {NEXT}")
 
 
+def do_save_again(root: Path, say: Say) -> None:
+    """Over what an earlier save of the step has left."""
+    do_save(root, say)
+
+
 def do_retain(root: Path, say: Say) -> None:
     keeper(root, 1).retain()
     say("retained")
@@ -137,8 +142,7 @@ def prepare(work: str, root: Path) -> None:
         make(root, *STANDING, NEXT)
         return
     make(root, *STANDING)
-    if work == "save":
-        # an earlier save of the step was given up half-way
+    if work == "save_again":
         fakes.write(PosixStorage(root), NEXT)
         (root / layout.checkpoint_dir(1, NEXT) / fakes.ADAPTER).write_bytes(b"half")
     if work == "take_over":
@@ -198,6 +202,7 @@ def assert_sound(work: str, root: Path, promised: Promised) -> None:
             assert view.fence() >= int(said.split()[1])
             with pytest.raises(NotOwner):
                 RunLog(PosixStorage(root)).append("retire", 1)
+    assert_all_whole(work, root)
     log.append("fence", attempt)
     told: list[str] = []
     point = choose(root, attempt, told)
@@ -221,6 +226,14 @@ def assert_whole(root: Path, point: StartPoint) -> None:
     assert Path(point.directory) == root / layout.checkpoint_dir(attempt, point.step)
     for name, data in fakes.contents(attempt, point.step, RANKS).items():
         assert (Path(point.directory) / name).read_bytes() == data, name
+
+
+def assert_all_whole(work: str, root: Path) -> None:
+    """Not only the newest: what is neither retired nor marked bad has all its files."""
+    storage = PosixStorage(root)
+    for record in checkpoints.live_commits(RunLog(storage).read()):
+        if work != "take_over" or record.commit().step != NEXT:
+            checkpoints.verify(storage, record)
 
 
 def assert_tidy(root: Path) -> None:

@@ -158,7 +158,7 @@ class FakeKube:
         if not dry_run:
             self.objects[namespace, kind, name] = kept
             if kind == "jobs" and not kept["spec"].get("suspend"):
-                for _ in range(kept["spec"]["parallelism"]):
+                for _ in range(kept["spec"].get("parallelism", 1)):
                     self._start_pod(namespace, kept)
         return 201, kept
 
@@ -287,7 +287,7 @@ class FakeKube:
                     self.wfile.write(data)
                 self.close_connection = True
 
-            do_GET = do_POST = do_PATCH = do_DELETE = _serve
+            do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 return

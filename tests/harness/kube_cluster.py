@@ -93,7 +93,8 @@ class Cluster:
     def get(self, kind: str, *argv: str) -> list[dict[str, Any]]:
         """Objects of the tests' namespace."""
         found = json.loads(self.kubectl("get", kind, "-o", "json", *argv))
-        return found["items"] if "items" in found else [found]
+        items: list[dict[str, Any]] = found.get("items", [found])
+        return items
 
     def apply(self, *objects: dict[str, Any]) -> None:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})

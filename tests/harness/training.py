@@ -95,8 +95,14 @@ class TrainingBench(Bench):
             **training,
         )
         checkpoint = CheckpointSpec(uri=str(self.folder / "runs"), every_steps=EVERY)
-        patient = replace(job.preemption, grace_s=120.0, max_failures_without_progress=99)
+        patient = replace(job.preemption, grace_s=120.0)
         return replace(job, **{"checkpoint": checkpoint, "preemption": patient, **changes})
+
+    def lasting_job(self, **changes: Any) -> ResolvedJob:
+        """The same, not given up after any number of kills."""
+        job = self.job(**changes)
+        lasting = replace(job.preemption, max_failures_without_progress=99)
+        return replace(job, preemption=lasting)
 
     def probed(self, job: ResolvedJob, spots: Sequence[dict[str, Any]], **more: str) -> TrainingRun:
         """Submit with these spots in the environment of all attempts."""

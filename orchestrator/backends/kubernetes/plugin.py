@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
@@ -36,7 +37,15 @@ def _server() -> Api:
 class KubernetesJobEnvironment(job_environment.JobEnvironment):
     """Where a function finds itself in a pod."""
 
-    _env: ClassVar[dict[str, str]] = {"job_id": "SUBMITIT_KUBERNETES_JOB"}
+    # A function has one pod: the other names are those of variables that are never set.
+    _env: ClassVar[dict[str, str]] = {
+        "job_id": "SUBMITIT_KUBERNETES_JOB",
+        "num_tasks": "SUBMITIT_KUBERNETES_TASKS",
+        "num_nodes": "SUBMITIT_KUBERNETES_NODES",
+        "node": "SUBMITIT_KUBERNETES_NODE",
+        "global_rank": "SUBMITIT_KUBERNETES_RANK",
+        "local_rank": "SUBMITIT_KUBERNETES_LOCAL_RANK",
+    }
 
     def _requeue(self, countdown: int) -> None:  # noqa: ARG002 - one Job is one attempt
         raise RuntimeError("a function on Kubernetes is not requeued: submit it again")
@@ -52,7 +61,9 @@ class KubernetesWatcher(core.InfoWatcher):
                 job = read_job(raw)
                 state = _state(job.conditions, active=bool((raw.get("status") or {}).get("active")))
                 self._info_dict[names.backend_id(namespace, job.name)] = {"State": state}
-        super().update()
+        self._last_status_check = time.time()
+        done = {i for i in self._registered if self.is_done(i, mode="cache")}
+        self._finished |= done
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
         return self.get_info(_full_id(job_id), mode=mode).get("State") or "UNKNOWN"

@@ -59,6 +59,8 @@ class KubernetesSettings:
     """Plain variables of the whole container: agent, helper and ranks."""
     env_from_secrets: tuple[str, ...] = ()
     env_from_config: tuple[str, ...] = ()
+    controller: str = "process"
+    """Who looks after the run: a process that `submit` leaves, or a `deployment` (see k8s/)."""
     run_as_user: int | None = None
     """None = the image's user, which must not be root."""
     run_as_group: int | None = None
@@ -120,6 +122,12 @@ def _policy(where: str, value: Any) -> str:
     choices = ("Always", "IfNotPresent", "Never")
     if value not in choices:
         raise UserError(f"{where}: {value!r}", hint=f"one of {', '.join(choices)}")
+    return str(value)
+
+
+def _controller(where: str, value: Any) -> str:
+    if value not in ("process", "deployment"):
+        raise UserError(f"{where}: {value!r}", hint="process or deployment")
     return str(value)
 
 
@@ -217,4 +225,5 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "run_as_user": _number,
     "run_as_group": _number,
     "fs_group": _number,
+    "controller": _controller,
 }

@@ -9,7 +9,7 @@ from orchestrator.backends.slurm import commands, states
 from orchestrator.backends.slurm.states import JobState
 from orchestrator.errors import Unreachable
 
-FRESH_S = 2.0
+FRESH_S = 10.0
 """An answer this young is given again: many runs are asked for one after the other."""
 _shared: dict[str, tuple[float, tuple[JobState, ...]]] = {}
 """The newest answer of squeue in this process."""

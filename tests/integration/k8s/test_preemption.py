@@ -34,12 +34,9 @@ def saved_at_notice(run: Driven, attempt: int = 1) -> bool:
 
 def exit_codes(bench: KubeBench, run: Driven) -> list[int]:
     """Of all pods of the run that are still there."""
-    found = []
-    for pod in bench.cluster.pods(run.run.run_id):
-        for container in pod["status"].get("containerStatuses", ()):
-            if "terminated" in container["state"]:
-                found.append(container["state"]["terminated"]["exitCode"])
-    return found
+    pods = bench.cluster.pods(run.run.run_id)
+    states = [c["state"] for p in pods for c in p["status"].get("containerStatuses", ())]
+    return [s["terminated"]["exitCode"] for s in states if "terminated" in s]
 
 
 def test_undisturbed(bench: KubeBench, calm: tuple[Any, ...]) -> None:
@@ -190,11 +187,11 @@ def test_the_controller_dies_again_and_again(
     end = time.monotonic() + 150.0
     while time.monotonic() < end and not run.run.registry.find(run.run.run_id).final:
         bench.controller_for(run, 1.5)
-        if not notified and bench.cluster.running(run.run.run_id):
-            if (run.curve(0) and max(run.curve(0)) >= 8) and job_name(run).endswith("-2"):
-                run.look()
-                run.notify()
-                notified = True
+        second = job_name(run).endswith("-2") and max(run.curve(0), default=0) >= 8
+        if second and not notified and bench.cluster.running(run.run.run_id):
+            run.look()
+            run.notify()
+            notified = True
     run.hurry()
     check_end(run, calm, attempts=3)
     names = {j["metadata"]["name"] for j in bench.cluster.get("jobs")}

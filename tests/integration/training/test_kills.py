@@ -42,7 +42,7 @@ LAST = len(KILLS) + 1
 def killed(tmp_path_factory: pytest.TempPathFactory, training_data: Path) -> Iterator[TrainingRun]:
     """Agent, helper and ranks killed at once, four times; then left alone."""
     bench = TrainingBench(tmp_path_factory.mktemp("killed"), data=training_data)
-    run = bench.probed(bench.job(), KILLS, QVL_PROBE_FAULTS=str(LAST))
+    run = bench.probed(bench.lasting_job(), KILLS, QVL_PROBE_FAULTS=str(LAST))
     run.hurry()
     run.finish()
     yield run

@@ -47,7 +47,7 @@ class Blow:
 def test_disturbed_at_random(bench: TrainingBench, straight: TrainingRun, seed: int) -> None:
     chance = random.Random(seed)
     workers = chance.choice([0, 2])
-    run = bench.probed(bench.job(training={"dataloader_num_workers": workers}), [])
+    run = bench.probed(bench.lasting_job(training={"dataloader_num_workers": workers}), [])
     run.hurry()
     whole_s, attempt = straight.seconds(), 1
     for _ in range(BLOWS):

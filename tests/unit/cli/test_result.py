@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.manifest import CheckpointManifest, FileEntry
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import Commit
+from orchestrator.contract.resolved import ModelSpec
 from orchestrator.errors import CheckpointError, UserError
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
@@ -116,6 +118,17 @@ def test_a_damaged_adapter_is_not_exported(made: results.Result, memory: MemoryS
     memory.put("c/adapter_model.safetensors", b"weightz")
     with pytest.raises(CheckpointError, match=r"c/adapter_model\.safetensors is damaged"):
         results.adapter(memory, made)
+
+
+def test_a_base_of_the_hub_is_named_by_its_id(made: results.Result, memory: MemoryStorage) -> None:
+    for name, data in FILES.items():
+        memory.put(f"c/{name}", data)
+    job = replace(made.job, model=ModelSpec(path="Qwen/Qwen2.5-VL-7B-Instruct", revision="abc"))
+    config = json.loads(results.adapter(memory, replace(made, job=job))["adapter_config.json"])
+    assert config == {
+        "base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "revision": "abc",
+    }
 
 
 def test_without_a_checkpoint_there_is_nothing(memory: MemoryStorage) -> None:
