@@ -118,8 +118,18 @@ def load(engine: Any, directory: str) -> frozenset[str]:
 
 def state_digest(engine: Any) -> str:
     """`blake3:<hex>` of this rank's optimizer state and fp32 master weights."""
+    return digest_of(state_of(engine))
+
+
+def state_of(engine: Any) -> list[tuple[str, Any]]:
+    """What `state_digest` is made of, by reference."""
+    return list(_leaves(engine.optimizer.state_dict(), ""))
+
+
+def digest_of(state: list[tuple[str, Any]]) -> str:
+    """The digest; mostly outside of the interpreter, so that a thread may make it aside."""
     content = blake3(max_threads=blake3.AUTO)
-    for path, value in _leaves(engine.optimizer.state_dict(), ""):
+    for path, value in state:
         content.update(f"{path}\0".encode())
         if isinstance(value, torch.Tensor):
             tensor = value.detach().reshape(-1).cpu().contiguous()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ from orchestrator.errors import UserError
 from trainer.families import Family, family_of, lora_pattern
 from trainer.families.base import DEFAULT_PRESET
 from trainer.families.processor import VisionChatProcessor
+from trainer.tensorfile import pieces
 
 _DTYPE_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
-_CHUNK = 1 << 22
-"""Elements that a digest reads at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,14 +328,3 @@ def _add(digest: Any, name: str, tensor: torch.Tensor, *, widen: bool = False) -
     digest.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
     for piece in pieces(tensor, torch.float32 if widen else tensor.dtype):
         digest.update(piece.view(torch.uint8).numpy())
-
-
-def pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Flat pieces of `tensor` in main memory, read on a stream of their own on a GPU."""
-    flat = tensor.detach().reshape(-1)
-    stream = torch.cuda.Stream(flat.device) if flat.is_cuda else None
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(flat.device))
-    with torch.cuda.stream(stream):
-        for start in range(0, flat.numel(), _CHUNK):
-            yield flat[start : start + _CHUNK].to(dtype).cpu().contiguous()

@@ -7,19 +7,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import QvlError, StorageError, UserError
 from orchestrator.storage.protocol import Sink
+from trainer import tensorfile
 from trainer.base import BaseWatch
 from trainer.group import Group
-from trainer.modeling import BasePlan, Loaded, base_tensors, pieces
+from trainer.modeling import BasePlan, Loaded, base_tensors
 from trainer.rank import Rank
 from trainer.snapshot import Produce, SnapshotCache, look, open_cache
 
@@ -27,16 +28,6 @@ FILE_BYTES = 1 << 30
 """About how much one file of a snapshot holds; ranks verify them side by side."""
 NICENESS = 10
 CLOSE_S = 0.5
-
-_NAMES = {
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-}
 
 
 class Base:
@@ -188,80 +179,53 @@ class _GivenUp(Exception):
     """The attempt ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A tensor and the type that it is stored in."""
-
-    tensor: torch.Tensor
-    dtype: torch.dtype
-
-    @property
-    def size_bytes(self) -> int:
-        return self.tensor.numel() * self.dtype.itemsize
-
-
 def base_files(
     tensors: Mapping[str, torch.Tensor], plan: BasePlan, check: Callable[[], None]
 ) -> Iterator[tuple[str, Produce]]:
     """The files of a snapshot, as transformers' from_pretrained reads them.
 
-    check: called between pieces; may raise to give up
+    check: called between blocks; may raise to give up
 
     Raises ValueError for a tensor that has lost digits since it was loaded.
     """
-    stored = {name: _Stored(tensor, plan.dtype(name, tensor)) for name, tensor in tensors.items()}
-    files = _cut(stored)
-    where, names = {}, []
-    for number, part in enumerate(files, 1):
-        names.append(f"model-{number:05d}-of-{len(files):05d}.safetensors")
-        where.update(dict.fromkeys(part, names[-1]))
-    index = {
-        "metadata": {"total_size": sum(s.size_bytes for s in stored.values())},
-        "weight_map": where,
-    }
-    for name, part in zip(names, files, strict=True):
-        yield name, _safetensors(part, check)
-    small = {**plan.files, "model.safetensors.index.json": json.dumps(index).encode()}
-    for name, data in small.items():
+    types = {name: plan.dtype(name, tensor) for name, tensor in tensors.items()}
+    sizes = {name: tensors[name].numel() * types[name].itemsize for name in sorted(tensors)}
+    cuts = _cut(sizes)
+    where: dict[str, str] = {}
+    for number, names in enumerate(cuts, 1):
+        file = f"model-{number:05d}-of-{len(cuts):05d}.safetensors"
+        where.update(dict.fromkeys(names, file))
+        yield file, _weights({name: tensors[name] for name in names}, types, check)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    for name, data in {**plan.files, SAFE_WEIGHTS_INDEX_NAME: json.dumps(index).encode()}.items():
         yield name, _constant(data)
 
 
-def _cut(stored: Mapping[str, _Stored]) -> list[dict[str, _Stored]]:
-    parts: list[dict[str, _Stored]] = [{}]
-    size = 0
-    for name in sorted(stored):
-        if size and size + stored[name].size_bytes > FILE_BYTES:
-            parts.append({})
-            size = 0
-        parts[-1][name] = stored[name]
-        size += stored[name].size_bytes
-    return parts
+def _cut(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Names for one file each time, until it is full."""
+    cuts: list[list[str]] = [[]]
+    room = FILE_BYTES
+    for name, size in sizes.items():
+        if cuts[-1] and size > room:
+            cuts.append([])
+            room = FILE_BYTES
+        cuts[-1].append(name)
+        room -= size
+    return cuts
 
 
 def _constant(data: bytes) -> Produce:
     return lambda sink: sink.write(data)
 
 
-def _safetensors(part: Mapping[str, _Stored], check: Callable[[], None]) -> Produce:
-    """A file whose tensors are copied from the device piece by piece."""
-
+def _weights(
+    tensors: Mapping[str, torch.Tensor],
+    types: Mapping[str, torch.dtype],
+    check: Callable[[], None],
+) -> Produce:
     def write(sink: Sink) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, item in part.items():
-            start, end = end, end + item.size_bytes
-            shape = list(item.tensor.shape)
-            header[name] = {
-                "dtype": _NAMES[item.dtype],
-                "shape": shape,
-                "data_offsets": [start, end],
-            }
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        sink.write(len(text).to_bytes(8, "little") + text)
-        for item in part.values():
-            for piece in pieces(item.tensor, item.dtype):
-                check()
-                sink.write(piece.view(torch.uint8).numpy().data)
+        for block in tensorfile.blocks(tensors, types):
+            check()
+            sink.write(block)
 
     return write

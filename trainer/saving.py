@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
 from peft import get_peft_model_state_dict
 
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import Trigger
 from orchestrator.storage.hashing import sha256
-from trainer import engine, rng
+from trainer import engine, rng, tensorfile
 from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
@@ -55,6 +57,7 @@ class Saver:
         self._steps_per_epoch = steps_per_epoch
         self._global_batch = global_batch
         self._number = int(trainer.args.process_index)
+        self._aside = ThreadPoolExecutor(1, "qvl-hash")
 
     def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
         """Save and commit. Raises as Committer.commit; other failures are returned."""
@@ -89,30 +92,31 @@ class Saver:
             learning_rate_hex=float(self._trainer._get_learning_rate()).hex(),
             pending_eval=pending_eval,
         )
+        hashes = _Hashes(self._aside, self._trainer)
+        with writer.guard():
+            hashes.begin()
         if self._number == 0:
-            head = self._write_shared(writer, head)
+            self._write_shared(writer, hashes)
         engine.save(self._trainer.deepspeed, writer, self._scratch / "deepspeed")
-        return self._write_own(writer), head
+        with writer.guard():
+            if self._number == 0:
+                head = hashes.complete(head)
+        return self._write_own(writer, hashes), head
 
-    def _write_shared(self, writer: FileWriter, head: Head) -> Head:
-        """Adapter, scheduler and trainer state: rank 0's; the head with their hashes."""
+    def _write_shared(self, writer: FileWriter, hashes: _Hashes) -> None:
+        """Adapter, scheduler and trainer state: rank 0's."""
         trainer = self._trainer
         with writer.guard():
-            adapter = adapter_bytes(trainer.model)
-            head = dataclasses.replace(
-                head,
-                adapter_digest=trainable_digest(trainer.model),
-                adapter_sha256=sha256(adapter),
-            )
-            writer.put(ADAPTER, adapter)
+            adapter = adapter_tensors(trainer.model)
+            hashes.begin_adapter(adapter)
+            writer.write(ADAPTER, lambda sink: [sink.write(b) for b in tensorfile.blocks(adapter)])
             writer.put(CONFIG, self._adapter_config())
             scheduler = trainer.lr_scheduler.state_dict()
             engine.write_tensors(writer, "scheduler.pt", lambda: scheduler)
             state = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True)
             writer.put("trainer_state.json", state.encode() + b"\n")
-        return head
 
-    def _write_own(self, writer: FileWriter) -> Digests:
+    def _write_own(self, writer: FileWriter, hashes: _Hashes) -> Digests:
         """Random states and loss accounting of this rank; its digests."""
         args, number = self._trainer.args, self._number
         with writer.guard():
@@ -122,7 +126,7 @@ class Saver:
             writer.put(loss_file(number), pretty(LossState.of(self._trainer).to_json()))
             base, again = self._base.results()
             return Digests(
-                state=engine.state_digest(self._trainer.deepspeed),
+                state=hashes.state(),
                 rng=rng.digest(state),
                 base=base,
                 base_again=again,
@@ -141,9 +145,43 @@ class Saver:
         return (folder / CONFIG).read_bytes()
 
 
+class _Hashes:
+    """Hashes of the state in memory, made by another thread while the files are written.
+
+    Each method raises what went wrong in that thread.
+    """
+
+    def __init__(self, aside: Executor, trainer: Any) -> None:
+        self._aside = aside
+        self._trainer = trainer
+
+    def begin(self) -> None:
+        """Of the optimizer's state."""
+        state = engine.state_of(self._trainer.deepspeed)
+        self._state = self._aside.submit(engine.digest_of, state)
+
+    def begin_adapter(self, adapter: Mapping[str, torch.Tensor]) -> None:
+        """Of the adapter, as tensors and as a file."""
+        self._digest = self._aside.submit(trainable_digest, self._trainer.model)
+        self._sha256 = self._aside.submit(sha256, tensorfile.blocks(adapter))
+
+    def state(self) -> str:
+        """The optimizer's."""
+        return self._state.result()
+
+    def complete(self, head: Head) -> Head:
+        """The head with the adapter's."""
+        return dataclasses.replace(
+            head, adapter_digest=self._digest.result(), adapter_sha256=self._sha256.result()
+        )
+
+
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by PEFT's own names."""
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return tensors
+
+
 def adapter_bytes(model: Any) -> bytes:
     """The adapter as PEFT's own safetensors file."""
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    data: bytes = safetensors.torch.save(copies, metadata={"format": "pt"})
-    return data
+    return b"".join(tensorfile.blocks(adapter_tensors(model)))

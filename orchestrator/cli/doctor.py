@@ -65,13 +65,17 @@ def command(
     where = backend or (resolved.backend if resolved else _usual())
     found = list(_look(resolved, config, site, where))
     if probe:
+        from orchestrator.doctor.judge_place import LOOKS_LOCAL
+        from orchestrator.doctor.judge_probe import SHARED_FOLDER
         from orchestrator.doctor.probe import run_probe
 
         name = partition or (resolved.slurm.get("partition") if resolved else None)
         note("submitting a probe; this takes one to four minutes (Ctrl-C ends it)")
-        found += run_probe(
-            registry().state_dir, name or config.slurm.partition, preempt_with, config
-        )
+        told = run_probe(registry().state_dir, name or config.slurm.partition, preempt_with, config)
+        if any(f.subject == SHARED_FOLDER for f in told):
+            # The probe knows what the kind of file system only suggests.
+            found = [f for f in found if not f.what.endswith(LOOKS_LOCAL)]
+        found += told
     _show(sorted_findings(found), every=every or probe, as_json=as_json)
     return DANGER if any(f.level == "danger" for f in found) else 0
 

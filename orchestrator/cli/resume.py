@@ -80,7 +80,7 @@ def command(
         reset_batch_plan=reset_batch_plan,
         job=_changed_job(job, overrides, site),
     )
-    loop.detach(chosen.registry, chosen.run_id)
+    loop.leave_controller(chosen)
     _announce(chosen.run_id, number, as_json)
     if not wait:
         return 0

@@ -57,10 +57,10 @@ def _timeline(attempt: int, events: Sequence[Event], curve: Sequence[StepMetrics
     zero = min(parse_iso(e.time) for e in here if e.kind == "notice")
 
     def since(found: Sequence[Event], *kinds: str) -> float | None:
-        times = [parse_iso(e.time) - zero for e in found if e.kind in kinds]
+        times = [round(parse_iso(e.time) - zero, 3) for e in found if e.kind in kinds]
         return min((t for t in times if t >= 0), default=None)
 
-    steps = [parse_iso(m.time) - zero for m in curve if m.attempt == attempt + 1]
+    steps = [round(parse_iso(m.time) - zero, 3) for m in curve if m.attempt == attempt + 1]
     stopped = [e.data.get("step") for e in here if e.kind == "stop_agreed"]
     resumed = [e.data.get("step") for e in later if e.kind in ("resuming", "resumed")]
     return Timeline(

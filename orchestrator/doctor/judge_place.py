@@ -17,6 +17,7 @@ SHM = "/dev/shm"  # noqa: S108 - the file system itself, nothing is written ther
 LEAST_INODES = 10_000
 LEAST_SHM_GIB = 1
 SLOW_MB_S = 50
+LOOKS_LOCAL = ": looks local"
 CLOCK_S = 2.0
 
 
@@ -112,7 +113,7 @@ def _shared(folder: Folder, subject: str) -> Iterator[Finding]:
                       "", "qvl-orchestrate doctor --probe")  # fmt: skip
     else:
         why = "the nodes write there, and this machine must read it"
-        yield Finding("warning", subject, f"{kind or 'an unknown file system'}: looks local", why,
+        yield Finding("warning", subject, f"{kind or 'an unknown file system'}{LOOKS_LOCAL}", why,
                       "qvl-orchestrate doctor --probe shows it for certain")  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from orchestrator.doctor.finding import Finding, Level
 
 CLOCK_S = 2.0
+SHARED_FOLDER = "shared folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,9 @@ class Probe:
     """When the job that preempts it was submitted, by this machine's clock."""
     configured_s: int | None = None
     """The grace by Slurm's configuration."""
+    versions_here: str = ""
+    """What the interpreter says on this machine, as the probe's `python` line has it."""
+    slurm_here: str = ""
 
 
 def parse(text: str) -> tuple[Line, ...]:
@@ -57,14 +61,14 @@ def judge(probe: Probe) -> tuple[Finding, ...]:
             return (Finding("warning", "probe", "did not run", why, "squeue --me"),)
         why = "the nodes write there, and this machine must read it"
         change = "QVL_STATE_DIR: a folder that all nodes see"
-        return (Finding("danger", "shared folder", "what the node wrote is not seen here", why,
+        return (Finding("danger", SHARED_FOLDER, "what the node wrote is not seen here", why,
                         change),)  # fmt: skip
     return (*_node(probe), *_signals(probe), *_requeue(probe))
 
 
 def _node(probe: Probe) -> Iterator[Finding]:
     after = probe.seen_after_s
-    yield Finding("good", "shared folder", "what the node writes is seen here")
+    yield Finding("good", SHARED_FOLDER, "what the node writes is seen here")
     if after is not None and abs(after) > CLOCK_S + 1:
         yield Finding("warning", "clocks", f"node and this machine differ by about {after:.0f} s",
                       "ages and back-offs are wrong by as much",
@@ -76,9 +80,7 @@ def _node(probe: Probe) -> Iterator[Finding]:
                       "apt-get install slurm-client, on the nodes")  # fmt: skip
     elif "scontrol yes" in said:
         yield Finding("good", "scontrol on the node", "works")
-    if "python no" in said:
-        yield Finding("danger", "python on the node", "does not run", "the agent runs in it",
-                      "job.yaml: python: an interpreter that the nodes have")  # fmt: skip
+    yield from _versions(probe)
     for line in probe.lines:
         if line.what.startswith("gpus "):
             _, devices, count = line.what.split(" ")
@@ -86,6 +88,24 @@ def _node(probe: Probe) -> Iterator[Finding]:
             why = "the job asked for one" if devices == "none" else ""
             level: Level = "warning" if devices == "none" else "good"
             yield Finding(level, "GPUs on the node", visible, why)
+
+
+def _versions(probe: Probe) -> Iterator[Finding]:
+    """Interpreter and Slurm of the node, against those of this machine."""
+    there = {line.what.partition(" ")[0]: line.what.partition(" ")[2] for line in probe.lines}
+    python = there.get("python")
+    if python == "no":
+        yield Finding("danger", "python on the node", "does not run", "the agent runs in it",
+                      "job.yaml: python: an interpreter that the nodes have")  # fmt: skip
+    elif python is not None and probe.versions_here and python != probe.versions_here:
+        what = f"{python}, here {probe.versions_here}"
+        why = "a job is checked here and run there: settings may be refused at its start"
+        yield Finding("warning", "python on the node", what, why, "install the same on both")
+    elif python is not None:
+        yield Finding("good", "python on the node", python)
+    slurm = there.get("slurm")
+    if slurm and probe.slurm_here and slurm != probe.slurm_here:
+        yield Finding("note", "Slurm on the node", f"{slurm}, here {probe.slurm_here}")
 
 
 def _signals(probe: Probe) -> Iterator[Finding]:

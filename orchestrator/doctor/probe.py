@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +30,17 @@ LIMIT_MINUTES = 2
 """Slurm may send the signal before the limit a minute early."""
 PREEMPT_MINUTES = 10
 POLL_S = 0.5
+VERSIONS = """
+import importlib.metadata as m, platform
+found = ["python " + platform.python_version()]
+for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed"):
+    try:
+        found.append(name + " " + m.version(name))
+    except m.PackageNotFoundError:
+        found.append(name + " none")
+print(", ".join(found))
+"""
+"""Run by the interpreter here and on the node: one line with what it has."""
 TASK_S = 3.0
 """The task runs for so long before it is preempted."""
 LINGER_S = 10.0
@@ -60,7 +72,12 @@ def run_probe(
     finally:
         for one in filter(None, (job_id, taker)):
             _cancel(one)
-    probe = replace(probe, configured_s=_configured(watch.state.get("Partition", "")))
+    probe = replace(
+        probe,
+        configured_s=_configured(watch.state.get("Partition", "")),
+        versions_here=_said([sys.executable, "-c", VERSIONS]),
+        slurm_here=_said(["srun", "--version"]),
+    )
     shutil.rmtree(folder, ignore_errors=True)
     return judge_probe.judge(probe)
 
@@ -80,6 +97,7 @@ def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig
             "options": options,
             "folder": str(folder),
             "python": sys.executable,
+            "version_code": VERSIONS,
         }
         template = find_template(
             "slurm",
@@ -95,6 +113,15 @@ def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig
         if "gres" not in answer.err.lower() and "configuration" not in answer.err.lower():
             break
     raise UserError(f"Slurm refuses the probe: {answer.words}", hint="give --partition, --site")
+
+
+def _said(argv: list[str]) -> str:
+    """The line that a program prints; empty if it fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def nodes_of(job_id: str) -> str:

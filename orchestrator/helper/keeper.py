@@ -151,16 +151,8 @@ class Keeper:
         view = self._log.read()
         if view.unreadable:
             return
-        named = {
-            r.commit().directory
-            for r in view.records
-            if r.kind == "commit" and r.seq not in _retired(view.records)
-        }
-        for attempt in range(1, self._attempt):
-            folder = f"{layout.attempt_dir(attempt)}checkpoints/"
-            found = {"/".join(e.path.split("/")[:4]) for e in self._storage.list(folder, deep=True)}
-            for directory in sorted(found - named):
-                checkpoints.remove_files(self._storage, directory)
+        for directory in checkpoints.leftovers(self._storage, view, self._attempt):
+            checkpoints.remove_files(self._storage, directory)
 
     def _abort_uploads(self) -> None:
         """Give up uploads of fenced attempts, and whatever is older than any save takes."""
@@ -172,7 +164,3 @@ class Keeper:
             folder = "/".join([*pending.path.split("/")[:2], ""])
             if folder in fenced or pending.begun < day_ago:
                 self._storage.abort_upload(pending)
-
-
-def _retired(records: Any) -> set[int]:
-    return {r.retire().commit_seq for r in records if r.kind == "retire"}

@@ -134,6 +134,16 @@ def verify_directory(
     return manifest
 
 
+def extra_files(storage: Storage, directory: str, manifest: CheckpointManifest) -> list[str]:
+    """Files in a checkpoint's directory that the manifest does not name; nothing reads them."""
+    named = {f"{directory}/{name}" for name in (layout.MANIFEST, *(f.path for f in manifest.files))}
+    return [
+        entry.path.removeprefix(f"{directory}/")
+        for entry in storage.list(f"{directory}/", deep=True)
+        if entry.path not in named
+    ]
+
+
 def _verify_files(
     storage: Storage,
     directory: str,
@@ -245,6 +255,24 @@ def retire(
     written = log.append("retire", attempt, to_json(body))
     remove_files(storage, body.directory)
     return written
+
+
+def leftovers(storage: Storage, view: LogView, below: int) -> dict[str, int]:
+    """Directories of attempts before `below` that no commit names, and their bytes.
+
+    A bad checkpoint is named: its files are a person's to look at.
+    """
+    retired = {r.retire().commit_seq for r in view.records if r.kind == "retire"}
+    named = {
+        r.commit().directory for r in view.records if r.kind == "commit" and r.seq not in retired
+    }
+    found: dict[str, int] = {}
+    for attempt in range(1, below):
+        for entry in storage.list(f"{layout.attempt_dir(attempt)}checkpoints/", deep=True):
+            directory = "/".join(entry.path.split("/")[:4])
+            if directory not in named:
+                found[directory] = found.get(directory, 0) + entry.size_bytes
+    return found
 
 
 def remove_files(storage: Storage, directory: str) -> None:

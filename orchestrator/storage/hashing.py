@@ -40,6 +40,9 @@ def hash_chunks(chunks: Iterable[bytes | memoryview]) -> ContentHash:
     return content
 
 
-def sha256(data: bytes) -> str:
-    """SHA-256 (hex), for what people compare with other tools."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(data: bytes | Iterable[memoryview]) -> str:
+    """SHA-256 (hex), for what people compare with other tools; of bytes or of a stream."""
+    total = hashlib.sha256()
+    for chunk in [data] if isinstance(data, bytes) else data:
+        total.update(chunk)
+    return total.hexdigest()

@@ -96,10 +96,11 @@ class Connection:
         Raises StorageError.
         """
         clock = asyncio.get_running_loop().time
-        end, tries, renewed = clock() + patience_s, 0, False
+        end, tries, renewed = None, 0, False
         while True:
             try:
                 client = await self._ready(place)
+                end = end or clock() + patience_s
                 async with asyncio.timeout(limit_s):
                     return await once(client)
             except FAULTS as fault:
@@ -109,7 +110,7 @@ class Connection:
                 else:
                     pause = min(PAUSE_S * 2**tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
                     tries += 1
-                    if not may_pass(fault, tries) or clock() + pause > end:
+                    if not may_pass(fault, tries) or clock() + pause > (end or 0.0):
                         raise translate(fault, place, self.endpoint) from fault
             await asyncio.sleep(pause)
 

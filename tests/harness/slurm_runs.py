@@ -63,6 +63,13 @@ def causes(run: Driven) -> list[str]:
     return [e["data"]["cause"] for e in run.events("cause")]
 
 
+def saved_all(run: Driven, attempt: int = 1) -> bool:
+    """True if the last commit of the attempt holds every step that it computed."""
+    lines = read_segments(run.storage, layout.metrics(attempt, 0))
+    reached = max(int(line["step"]) for _, line in lines)
+    return reached == max((step for a, step, _ in run.commits() if a == attempt), default=0)
+
+
 def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
     """Events of one node of every attempt."""
     found = []

@@ -164,9 +164,12 @@ def requeue(job_id: str, *, incomplete: bool) -> int:
             return complain("Requested operation is presently disabled for job")
         if job["state"] == "PENDING":
             return complain("Job is pending execution for job")
-        living = job["state"] == "RUNNING"
-        if living:
+        living = job["state"] in ("RUNNING", "COMPLETING")
+        if job["state"] == "RUNNING":
             state.end_job(job, "requeue")
+        elif living:
+            # So it really is: a plain requeue brings a job back that is being cancelled.
+            job |= {"why": "requeue", "restarts": job["restarts"] + 1}
         else:
             job |= {"state": "PENDING", "restarts": job["restarts"] + 1, "why": "", "preempt": None}
             job["eligible"] = time.time() + state.setting("eligible_s", 0.3)

@@ -21,6 +21,18 @@ def bench(tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     bench.close()
 
 
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Outcome of the bench's job, undisturbed and on a file system."""
+    bench = Bench(tmp_path_factory.mktemp("calm"))
+    try:
+        run = bench.submit()
+        assert run.drive().state == "SUCCEEDED"
+        return run.outcome()
+    finally:
+        bench.close()
+
+
 @pytest.fixture
 def desk(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

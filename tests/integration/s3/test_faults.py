@@ -31,7 +31,7 @@ from tests.unit.storage import fakes
 
 pytestmark = pytest.mark.s3
 
-PATIENCE_S = 2.0
+PATIENCE_S = 3.0
 REPLY_S = 2.0
 SMALL = os.urandom(40_000)
 LARGE = os.urandom(40 << 20)

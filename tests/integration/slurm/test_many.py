@@ -16,8 +16,8 @@ from tests.integration.slurm.test_preemption import check_end
 
 
 def test_ten_preemptions_in_a_row(bench: SlurmBench) -> None:
-    job = bench.job(training={"max_steps": 60, "seed": 7, "learning_rate": 1e-3})
-    run = bench.submit(job, step_s=0.1)
+    job = bench.job(training={"max_steps": 120, "seed": 7, "learning_rate": 1e-3})
+    run = bench.submit(job, step_s=0.15)
     for attempt in range(1, 11):
         run.until_step(3 * attempt, attempt=attempt)
         bench.cluster.take_nodes(0.1)
@@ -66,14 +66,21 @@ def test_twenty_jobs_on_two_nodes(bench: SlurmBench) -> None:
 
 
 def test_the_time_limit(bench: SlurmBench, calm: tuple[Any, ...]) -> None:
-    """Slurm's notice before the limit is served; the job goes on in a new start."""
-    run = bench.submit(bench.job(time_limit_s=60, slurm={"partition": "nograce"}), step_s=3.5)
-    run.drive(lambda _: bool(causes(run)), seconds=75.0)
-    assert causes(run) == ["time-limit"]
-    notices = {e["data"]["reason"] for e in run.events("notice")}
-    assert "SIGUSR1" in notices
-    run.drive(lambda _: run.commits()[-1][2] == "notice")
-    check_end(bench, run, calm)
+    """Slurm's notice before the limit is served, and the job goes on in a new start.
+
+    The limit is one minute, the shortest there is, and its notice may come a minute early: how
+    many starts it takes is Slurm's to choose, that none computes a step twice is ours.
+    """
+    run = bench.submit(bench.job(time_limit_s=60, slurm={"partition": "nograce"}), step_s=3.3)
+    end = run.drive(seconds=240.0)
+    assert end.state == "SUCCEEDED", run.logs()
+    starts = len(attempts.read_claims(run.storage))
+    assert starts >= 2
+    assert bench.restarts(run) == starts - 1
+    assert causes(run) == ["time-limit"] * (starts - 1)
+    assert "SIGUSR1" in {e["data"]["reason"] for e in run.events("notice")}
+    assert run.look().row["lost_steps"] == 0
+    assert run.outcome() == calm
 
 
 HOSTILE = 'it\'s "$(touch {0})" `touch {0}` ; touch {0} #\n#SBATCH --hold\n\\ ünï ${{HOME}} \t%j'

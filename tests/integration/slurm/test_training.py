@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import jobs
 from tests.harness.runs import Bench
-from tests.harness.slurm_runs import SlurmBench, causes
+from tests.harness.slurm_runs import SlurmBench, causes, saved_all
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -33,5 +33,5 @@ def test_real_training_is_the_same_bit_for_bit(bench: SlurmBench, tmp_path: Path
     assert end.state == "SUCCEEDED", run.logs()
     assert (end.row["attempt"], bench.restarts(run), end.row["lost_steps"]) == (2, 1, 0)
     assert causes(run) == ["preempted"]
-    assert "notice" in [c[2] for c in run.commits()]
+    assert saved_all(run)
     assert run.outcome() == calm.outcome()

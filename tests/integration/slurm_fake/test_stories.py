@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.slurm import commands
 from orchestrator.controller.actions import cancel
 from orchestrator.storage import attempts
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven
-from tests.harness.slurm_runs import SlurmBench, causes, job_id
+from tests.harness.slurm_runs import SlurmBench, causes, job_id, saved_all
 
 STEP_S = 0.1
 
@@ -181,6 +182,18 @@ def test_a_forgotten_scancel_is_still_a_cancel(
     end = run.drive()
     assert (end.state, end.row["preemptions"]) == ("CANCELLED", 0)
     assert len(attempts.read_submissions(run.storage)) == 1
+
+
+def test_scancel_is_not_undone_by_the_requeue_that_the_job_asks_for(
+    bench: SlurmBench, fake: FakeCluster
+) -> None:
+    run = bench.submit(step_s=STEP_S)
+    run.until_step(3)
+    assert commands.run(["scancel", job_id(run)]).ok
+    end = run.drive()
+    assert (end.state, fake.job(job_id(run))["state"]) == ("CANCELLED", "CANCELLED")
+    assert fake.job(job_id(run))["restarts"] == 0
+    assert saved_all(run)
 
 
 def test_a_slurm_that_does_not_answer_is_unknown_and_nothing_is_done(

@@ -184,6 +184,13 @@ def test_a_good_probe() -> None:
         ("", {"ran": False}, "warning probe: did not run"),
         (TEXT.replace("scontrol yes", "scontrol no"), {}, "danger scontrol on the node"),
         (TEXT.replace("python yes", "python no"), {}, "danger python on the node"),
+        (TEXT, {"versions_here": "other"}, "warning python on the node: yes, here other"),
+        (TEXT, {"versions_here": "yes"}, "good python on the node: yes"),
+        (
+            TEXT + "100.3 batch slurm slurm-wlm 22.05.8\n",
+            {"slurm_here": "slurm-wlm 24.11.5"},
+            "note Slurm on the node: slurm-wlm 22.05.8, here slurm-wlm 24.11.5",
+        ),
         (TEXT.replace("gpus 0 1", "gpus none 0"), {}, "warning GPUs on the node"),
         (TEXT.replace("task SIGTERM", "task alive"), {}, "danger notice: none reached the task"),
         (TEXT, {"restarts": 0, "state": "CANCELLED"}, "danger requeue: the preempted probe ended"),
