@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-local test-s3 test-slurm soak-slurm test-training test-families soak check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s test-training test-families soak check lint types layers format wheel bench clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about 2 minutes) ..."
 	@$(PIP) $(TORCH)
-	@$(PIP) -e '.[train,s3,demo,dev]'
+	@$(PIP) -e '.[train,s3,kubernetes,demo,dev]'
 	@$(PIP) -e '.[s3-test]' || echo "no S3 server to test with: the tests of S3 will be skipped"
 	@$(BIN)/pip check >/dev/null
 	@touch $@
@@ -37,16 +37,30 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## preempt a real training three times, compare it with an undisturbed one
 	@$(BIN)/python examples/digits/demo.py
 
-test: test-fast test-local test-s3 test-training ## all tests
+test: test-fast test-local test-faults test-s3 test-slurm test-k8s test-training ## all tests
 
 test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
 	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3"
 
 test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 240 s)
-	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3"
+	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3 and not slurm and not k8s"
+
+# strace hinders and kills the writers; without it those tests are skipped.
+STRACE := command -v strace >/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -qq strace >/dev/null
+
+test-faults: setup ## killed or hindered at any system call, power loss, damage (budget 240 s)
+	@$(STRACE) || true
+	@$(BUDGET) 240 $(PYTEST) tests/faults -n 2 --timeout 600
 
 test-s3: setup ## storage, faults and whole runs on a real S3 server, SeaweedFS (budget 480 s)
 	@$(BUDGET) 480 $(PYTEST) tests/contract/test_storage_contract.py tests/integration/s3 -n 2 -m s3
+
+test-slurm: setup ## a fake Slurm and a real one, which needs root and Debian's packages (budget 720 s)
+	@$(BUDGET) 720 $(PYTEST) tests/integration -n 2 -m "slurm and not soak"
+
+# A cluster: QVL_TEST_KUBECONFIG or QVL_TEST_CLUSTER_UP (see tests/harness/kube_cluster.py).
+test-k8s: setup ## a pretended API server and a real Kubernetes, where one is named (budget 720 s)
+	@$(BUDGET) 720 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
 	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3"
@@ -58,11 +72,15 @@ test-families: setup $(VENV)/torchvision ## every family, data checks, a learned
 $(VENV)/torchvision: $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --target $@ torchvision==0.28.0
 
-soak: setup ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
-	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m soak --timeout 3600 --durations=0
+soak: setup soak-faults ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
+	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m "soak and not slurm" --timeout 3600 --durations=0
+
+soak-faults: setup ## every system call, every crash state, 10,000 flips of a real training's files
+	@$(STRACE) || true
+	@QVL_FAULTS=all $(PYTEST) tests/faults -n 2 --timeout 7200 --durations=0
 
 soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
-	@$(PYTEST) tests/integration/slurm -n 2 -m soak --timeout 1800 --durations=0
+	@$(PYTEST) tests/integration -m "slurm and soak" --timeout 1800 --durations=0
 
 check: lint types layers wheel test ## what CI runs
 
@@ -83,7 +101,9 @@ format: setup ## rewrite in the project's style
 wheel: setup ## build the wheel and try it in an empty environment
 	@$(BIN)/python tools/try_wheel.py
 
-bench: setup ## speed of the command line on this machine
+bench: setup ## checkpoints against floor and peers, and the command line; OPTIONS="--quick"
+	@$(PIP) -e '.[bench,s3-test]'
+	@$(BIN)/python -m benchmarks.checkpoints $(OPTIONS)
 	@$(BIN)/python benchmarks/cli_speed.py
 
 clean: ## remove what was built, keep the virtual environment

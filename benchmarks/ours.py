@@ -252,5 +252,5 @@ def unhashed() -> Iterator[None]:
         stack.enter_context(unhashed_files())
         stack.enter_context(mock.patch.object(saving, "trainable_digest", return_value=nothing))
         stack.enter_context(mock.patch.object(saving, "sha256", return_value="0" * 64))
-        stack.enter_context(mock.patch.object(engine, "state_digest", return_value=nothing))
+        stack.enter_context(mock.patch.object(engine, "digest_of", return_value=nothing))
         yield

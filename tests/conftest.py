@@ -14,6 +14,9 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from tests.harness.weed import Weed, missing
 
+# Before any test imports it: its assertions then say what differs.
+pytest.register_assert_rewrite("tests.harness.training")
+
 settings.register_profile("here", deadline=None, print_blob=True)
 settings.load_profile("here")
 

@@ -7,6 +7,7 @@ every part is durable, and the commit record after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.clock import Clock, SystemClock, iso
@@ -21,6 +22,7 @@ from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import LocalTier, upload
+from trainer.compact import excess
 from trainer.outcome import BaseChanged
 from trainer.parts import Committed, Failed, Head, describe, part_bytes
 
@@ -77,7 +79,8 @@ class Assembler:
                 node=node,
             )
         )
-        return _committed(record)
+        oversize = excess(manifest.files, head.needed_bytes, len(parts))
+        return replace(_committed(record), oversize=oversize)
 
     def find(self, step: int) -> Committed | None:
         """The commit of `step` by this attempt, if it stands: its reply may have been lost."""

@@ -233,6 +233,8 @@ class Ledger:
             self.tell("save_failed", step=step, trigger=trigger, message=outcome.message)
             return False
         self._stands = outcome
+        if outcome.oversize:
+            self.tell("warning", message=outcome.oversize)
         self._save_seconds = seconds
         self._votes.saved()
         board = self._rank.board

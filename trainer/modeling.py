@@ -235,6 +235,8 @@ def _load_base(
         )
     except (OSError, ValueError, ImportError, KeyError) as fault:
         raise UserError(f"model.path: {folder} cannot be loaded: {fault}") from fault
+    # A snapshot is no name that an adapter could be used with later.
+    base.config._name_or_path = base.name_or_path = str(folder)
     plan = _plan(base, folder)
     for module in base.modules():
         if isinstance(module, Linear4bit):

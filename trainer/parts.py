@@ -117,8 +117,10 @@ class Head:
     learning_rate_hex: str
     pending_eval: bool
     adapter_digest: str = ""
-    """Known on rank 0, like the next."""
+    """Known on rank 0, like the next two."""
     adapter_sha256: str = ""
+    needed_bytes: int = 0
+    """What the trainable state takes (see compact.needed); 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,8 @@ class Committed:
     """Number of the commit record; None if it stands in no log at hand."""
     adapter_sha256: str
     size_bytes: int = 0
+    oversize: str = ""
+    """What is wrong with its size, if anything: a saver that keeps more than it should."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from trainer import engine, rng, tensorfile
 from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
+from trainer.compact import needed
 from trainer.metrics import MetricsLog
 from trainer.modeling import trainable_digest
 from trainer.parts import Committed, Digests, Failed, FileWriter, Head
@@ -162,6 +163,7 @@ class _Hashes:
 
     def begin_adapter(self, adapter: Mapping[str, torch.Tensor]) -> None:
         """Of the adapter, as tensors and as a file."""
+        self._needed = needed((t.numel(), t.element_size()) for t in adapter.values())
         self._digest = self._aside.submit(trainable_digest, self._trainer.model)
         self._sha256 = self._aside.submit(sha256, tensorfile.blocks(adapter))
 
@@ -172,7 +174,10 @@ class _Hashes:
     def complete(self, head: Head) -> Head:
         """The head with the adapter's."""
         return dataclasses.replace(
-            head, adapter_digest=self._digest.result(), adapter_sha256=self._sha256.result()
+            head,
+            adapter_digest=self._digest.result(),
+            adapter_sha256=self._sha256.result(),
+            needed_bytes=self._needed,
         )
 
 

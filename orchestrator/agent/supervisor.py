@@ -240,6 +240,7 @@ class Supervisor:
         elif kind == "ending":
             rank.ending = message
             rank.ended_at = rank.ended_at or self._clock.monotonic()
+            self._note_failure(message.get("code"))
         elif kind in ("event", "phase", "progress") and self._helper is not None:
             self._helper.send(kind, {**message, "rank": rank.local_rank})
 
@@ -271,7 +272,12 @@ class Supervisor:
             return
         child.ended_at = child.ended_at or self._clock.monotonic()
         code = child.ending["code"] if child.ending else child.status
-        if normalize(int(code or 0)) != ExitCode.DONE and self._first_failure is None:
+        self._note_failure(code)
+
+    def _note_failure(self, code: object) -> None:
+        """From its last words or its death on, a failed rank leaves the others SETTLE_S."""
+        failed = isinstance(code, int) and normalize(code) != ExitCode.DONE
+        if failed and self._first_failure is None:
             self._first_failure = self._clock.monotonic()
 
     def _on_helper_end(self, child: Child) -> None:

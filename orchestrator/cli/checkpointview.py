@@ -91,10 +91,8 @@ def print_inspection(found: dict[str, Any]) -> None:
         ),
         ("state", found["state"]),
         ("path", found["path"]),
-        (
-            "world",
-            f"{manifest['nodes']} x {manifest['gpus_per_node']} GPUs, ZeRO {manifest['zero_stage']}",
-        ),
+        ("world", f"{manifest['nodes']} x {manifest['gpus_per_node']} GPUs"),
+        ("ZeRO", str(manifest["zero_stage"])),
         ("batch", f"{plan['micro']} x {plan['accumulation']} x {plan['world_size']}"),
         ("adapter", f"sha256 {manifest['adapter_sha256']}"),
         ("size", f"{size(manifest_bytes(manifest))} in {len(manifest['files'])} files"),

@@ -97,14 +97,16 @@ def _usual() -> str:
 def _look(
     job: ResolvedJob | None, config: SiteConfig, site: Path | None, backend: str
 ) -> list[Finding]:
+    from orchestrator.config.site import site_file
     from orchestrator.doctor import look
 
     known = registry()
     slurm = backend == "slurm"
     found: list[Finding] = []
     if slurm:
-        named = str(site) if site else "site.toml"
+        named = str(site_file(site) or "site.toml")
         found += look.look_slurm(look.wants_of(job, config, named, known))
+    found += look.look_trusted(_site_files(config, site))
     found += look.look_machine(look.CLIENTS if slurm else (), wants_gpu=not slurm)
     found += look.look_folder(known.state_dir, "state", must_be_shared=slurm)
     if not (slurm and config.slurm.container):
@@ -113,6 +115,17 @@ def _look(
         folder = Path(job.checkpoint.uri)
         found += look.look_folder(folder, "run directories", must_be_shared=slurm)
     return found
+
+
+def _site_files(config: SiteConfig, given: Path | None) -> list[Path]:
+    """What shapes every job of the site: its file, its folder of templates and what is in it."""
+    from orchestrator.config.site import site_file
+
+    file = site_file(given)
+    if file is None or config.templates_dir is None:
+        return []
+    folder = Path(config.templates_dir)
+    return [file, file.parent, folder, *sorted(folder.rglob("*"))]
 
 
 def _show(found: tuple[Finding, ...], *, every: bool, as_json: bool) -> None:

@@ -105,10 +105,11 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
     """What the doctor finds in Slurm's settings, on stderr; a submission is not held up by it."""
     if job.backend != "slurm":
         return
-    from orchestrator.config.load import load_site
+    from orchestrator.config.site import load_site
+    from orchestrator.config.site import site_file as in_force
     from orchestrator.doctor.look import submit_warnings
 
-    named = str(site_file) if site_file else "site.toml"
+    named = str(in_force(site_file) or "site.toml")
     for finding in submit_warnings(job, load_site(site_file), named, registry()):
         note(finding.text())
 

@@ -67,12 +67,17 @@ def find_site_file(
     return next((path for path in candidates if path.is_file()), None)
 
 
+def site_file(given: Path | None = None) -> Path | None:
+    """The site file in force in this process; None if there is none."""
+    return find_site_file(given, environ=os.environ, home=Path.home())
+
+
 def load_site(path: Path | None = None) -> SiteConfig:
-    """Read the site file in force (`find_site_file`); the defaults if there is none.
+    """Read the site file in force (`site_file`); the defaults if there is none.
 
     Raises UserError naming file, line and field.
     """
-    found = find_site_file(path, environ=os.environ, home=Path.home())
+    found = site_file(path)
     if found is None:
         return SiteConfig()
     try:

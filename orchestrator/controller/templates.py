@@ -180,10 +180,10 @@ def _sbatch(text: str, template: Template, shape: Shape) -> tuple[list[Finding |
             return [f"Slurm was not asked: {fault.message}"], False
     if answer.ok:
         return [], True
+    if "configuration source" in answer.err:  # installed, but not set up
+        return [], False
     said = [x for x in answer.err.splitlines() if x.strip() and not x.startswith("Try ")]
     words = (said or [answer.words])[0].removeprefix("sbatch: ").removeprefix("error: ")
-    if "configuration source" in words:
-        return [], False
     if any(sign in words.lower() for sign in _NOT_HERE):
         return [f"this cluster takes no job of {shape}: {words}"], True
     cure = "`sbatch --test-only` says the same of `template show --rendered`"

@@ -117,6 +117,19 @@ def _shared(folder: Folder, subject: str) -> Iterator[Finding]:
                       "qvl-orchestrate doctor --probe shows it for certain")  # fmt: skip
 
 
+def judge_trusted(path: str, owner: str, mode: int, *, trusted: bool) -> tuple[Finding, ...]:
+    """A file that becomes part of every job: who can change it? `mode`: permission bits;
+    `trusted`: its owner is root or the user.
+    """
+    why = "whoever can change it can run commands as everybody who submits"
+    if mode & 0o002 and not mode & 0o1000:  # as in /tmp, nobody replaces a file of others
+        return (Finding("danger", path, "everybody can change it", why, f"chmod o-w {path}"),)
+    if not trusted:
+        what = f"belongs to {owner}, who is neither root nor you"
+        return (Finding("warning", path, what, why, f"chown root {path}"),)
+    return (Finding("good", path, "only its owner and group can change it"),)
+
+
 def judge_machine(machine: Machine, *, wants_gpu: bool) -> tuple[Finding, ...]:
     """`wants_gpu`: False on a login node, where none is needed."""
     return (*_programs(machine), *_gpu(machine, wants_gpu), *_shm(machine, wants_gpu))

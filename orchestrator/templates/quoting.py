@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-_TOKEN = re.compile(r"[A-Za-z0-9_.,:;+@%/\[\]()*&|!=-]+")
-"""One word of a directive: no blanks, quotes, backslash or `#`, which sbatch would interpret."""
+from orchestrator.config.sbatch import TOKEN
+
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
@@ -46,7 +46,7 @@ def word(value: Any) -> str:
 def directive(value: Any) -> str:
     """One token of an `#SBATCH` line."""
     text = plain(value)
-    if not _TOKEN.fullmatch(text):
+    if not TOKEN.fullmatch(text):
         raise Unfit(
             f"{text[:80]!r} cannot stand in a directive",
             "use letters, digits and _.,:;+@%/[]()*&|!=- only, without blanks",

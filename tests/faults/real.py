@@ -63,12 +63,15 @@ def of_training(folder: Path) -> Path:
     from tests.harness import jobs
     from tests.harness.training import TrainingBench
 
+    (folder / "bench").mkdir()
     jobs.write_data(folder / "data")
     jobs.make_model(folder / "data")
     bench = TrainingBench(folder / "bench", data=folder / "data")
     try:
         run = bench.probed(bench.job(), [])
         assert run.finish().state == "SUCCEEDED"
+        said = [e["data"]["message"] for e in run.events("warning")]
+        assert not [text for text in said if "trainable state needs" in text], said
         return Path(run.storage.uri)
     finally:
         bench.close()

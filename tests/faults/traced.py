@@ -49,6 +49,11 @@ class Call:
         return self.name in _CHANGING or (self.name == "openat" and "O_CREAT" in self.arguments)
 
     @property
+    def shows(self) -> bool:
+        """A process that is killed here leaves another state than one killed a call earlier."""
+        return self.changes and self.name not in ("fsync", "fchmod")
+
+    @property
     def allocates(self) -> bool:
         """A full disk or a quota may refuse it."""
         return self.name in _ALLOCATING or (self.name == "openat" and "O_CREAT" in self.arguments)

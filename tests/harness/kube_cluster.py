@@ -8,6 +8,7 @@ QVL_TEST_IMAGE           an image that the nodes have, with this program in it, 
                          mounted into it, so that nodes must see this machine's file system
 QVL_TEST_NODE_PIDS       folder with a file a node, holding the pid whose end is the node's loss
 QVL_TEST_HOST_ADDRESS    address of this machine, as pods reach it (for the S3 server)
+QVL_TEST_POD_ROUTES      `NET via ADDRESS, ...`: routes to the pods that this machine still lacks
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def up() -> Cluster:
         check=False,
     )
     assert done.returncode == 0, f"the cluster does not come up: {done.stderr[-2000:]}"
+    for route in filter(None, os.environ.get("QVL_TEST_POD_ROUTES", "").split(",")):
+        subprocess.run(["ip", "route", "replace", *route.split()], check=True)
     said = dict(re.findall(r"(KUBECONFIG|PATH)=(\S+)", done.stdout))
     path = said.get("PATH", "").replace("$PATH", os.environ["PATH"]) or os.environ["PATH"]
     return Cluster(Path(said["KUBECONFIG"]), path, ours=True)

@@ -58,6 +58,7 @@ def make_spec(job: ResolvedJob, run_id: str, secrets: Path | None = None) -> Tra
         grace_s=job.preemption.grace_s,
         signals=job.preemption.signals,
         python="/submitter/python",
+        env=dict(job.env),
         secrets_file=str(secrets) if secrets else None,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,8 @@ from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from tests.harness.kube_contract import KubernetesContract, World, make_spec
 from tests.harness.kube_runs import KubeBench
 
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]
+
 STUB = """#!/bin/sh
 trap 'exit 75' TERM
 while :; do sleep 0.2; done
@@ -20,13 +21,13 @@ while :; do sleep 0.2; done
 
 
 @pytest.fixture
-def world(bench: KubeBench) -> Iterator[World]:
+def world(bench: KubeBench) -> World:
     stub = bench.folder / "stub"
     stub.write_text(STUB)
     stub.chmod(0o755)
     job = replace(bench.job(), python=str(stub))
     job = replace(job, resources=replace(job.resources, gpus_per_node=1))
-    yield World(
+    return World(
         backend=KubernetesBackend(ServerApi),
         job=job,
         spec=make_spec(job, f"run-261124-{secrets.token_hex(3)}"),

@@ -19,6 +19,8 @@ from tests.harness.kube_cluster import MANIFESTS, NAMESPACE, Cluster
 from tests.harness.kube_runs import KubeBench
 from tests.harness.weed import Weed, missing
 
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]
+
 STEP_S = 0.2
 
 

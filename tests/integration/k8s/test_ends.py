@@ -16,6 +16,8 @@ from orchestrator.storage import attempts
 from tests.harness.kube_runs import KubeBench, codes
 from tests.harness.runs import Driven
 
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]
+
 STEP_S = 0.15
 
 

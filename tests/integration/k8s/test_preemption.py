@@ -14,6 +14,8 @@ from tests.harness import runs
 from tests.harness.kube_runs import KubeBench, codes, job_name, node_events, run_events
 from tests.harness.runs import Driven
 
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]
+
 STEP_S = 0.15
 REPLACED = 79
 

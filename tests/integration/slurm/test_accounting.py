@@ -12,6 +12,8 @@ from orchestrator.backends.slurm.backend import SlurmBackend
 from tests.harness.slurm_cluster import Cluster, missing
 from tests.harness.slurm_runs import SlurmBench, job_id
 
+pytestmark = pytest.mark.slurm
+
 FORGETS_S = 2
 
 

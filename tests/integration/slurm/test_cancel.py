@@ -11,6 +11,8 @@ from orchestrator.storage import attempts
 from tests.harness.runs import Driven
 from tests.harness.slurm_runs import SlurmBench, causes, job_id, saved_all
 
+pytestmark = pytest.mark.slurm
+
 STEP_S = 0.2
 
 

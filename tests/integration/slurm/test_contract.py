@@ -12,6 +12,8 @@ from tests.harness.slurm_cluster import Cluster
 from tests.harness.slurm_contract import SlurmContract
 from tests.harness.slurm_runs import SlurmBench
 
+pytestmark = pytest.mark.slurm
+
 
 class TestRealSlurm(SlurmContract):
     @pytest.fixture

@@ -8,24 +8,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.contract.resolved import Resources
 from orchestrator.storage import attempts
 from tests.harness.runs import Bench
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
 from tests.integration.slurm.test_preemption import check_end
 
+pytestmark = pytest.mark.slurm
 
-def test_ten_preemptions_in_a_row(bench: SlurmBench) -> None:
-    job = bench.job(training={"max_steps": 120, "seed": 7, "learning_rate": 1e-3})
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("count", [10, pytest.param(25, marks=pytest.mark.soak)])
+def test_preemptions_in_a_row(bench: SlurmBench, count: int) -> None:
+    job = bench.job(training={"max_steps": 12 * count, "seed": 7, "learning_rate": 1e-3})
     run = bench.submit(job, step_s=0.15)
-    for attempt in range(1, 11):
+    for attempt in range(1, count + 1):
         run.until_step(3 * attempt, attempt=attempt)
         bench.cluster.take_nodes(0.1)
         run.until_attempt(attempt + 1)
-    check_end(bench, run, outcome_of(bench, job), restarts=10)
-    assert run.look().row["preemptions"] == 10
+    check_end(bench, run, outcome_of(bench, job), restarts=count)
+    assert run.look().row["preemptions"] == count
     assert run.look().row["lost_steps"] == 0
-    assert causes(run) == ["preempted"] * 10
+    assert causes(run) == ["preempted"] * count
 
 
 def outcome_of(bench: SlurmBench, job: Any) -> tuple[Any, ...]:

@@ -15,6 +15,8 @@ from tests.harness.slurm_cluster import Cluster
 from tests.harness.slurm_runs import SlurmBench, job_id
 from tests.integration.slurm.test_preemption import STEP_S, check_end
 
+pytestmark = pytest.mark.slurm
+
 
 def kill_node(cluster: Cluster, node: str) -> None:
     """As if its power had gone: the node daemon and everything on it, no farewell.

@@ -10,6 +10,8 @@ import pytest
 from tests.harness.runs import Driven
 from tests.harness.slurm_runs import SlurmBench, causes, job_id, node_events, saved_all
 
+pytestmark = pytest.mark.slurm
+
 STEP_S = 0.15
 
 

@@ -11,7 +11,7 @@ from tests.harness import jobs
 from tests.harness.runs import Bench
 from tests.harness.slurm_runs import SlurmBench, causes, saved_all
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_real_training_is_the_same_bit_for_bit(bench: SlurmBench, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from orchestrator.backends.slurm.backend import SlurmBackend
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.slurm_contract import SlurmContract
 
+pytestmark = pytest.mark.slurm
+
 
 class TestFakeSlurm(SlurmContract):
     @pytest.fixture

@@ -15,6 +15,8 @@ from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven
 from tests.harness.slurm_runs import SlurmBench, causes, job_id, saved_all
 
+pytestmark = pytest.mark.slurm
+
 STEP_S = 0.1
 
 

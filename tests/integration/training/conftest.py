@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.harness.training")
-
-from tests.harness import jobs  # noqa: E402
-from tests.harness.training import TrainingBench, TrainingRun  # noqa: E402
+from tests.harness import jobs
+from tests.harness.training import TrainingBench, TrainingRun
 
 
 @pytest.fixture(scope="session")

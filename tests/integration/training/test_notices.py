@@ -52,6 +52,7 @@ def test_preempted_run_equals_the_undisturbed(
     for number, disturbance in enumerate(course, 1):
         assert_struck(run, number, disturbance)
     assert_same_training(run, straight)
+    assert run.evaluations() == straight.evaluations(), "each was told once"
 
 
 def assert_struck(run: TrainingRun, attempt: int, disturbance: Disturbance) -> None:

@@ -88,6 +88,10 @@ def test_a_site_file_that_promises_too_much(shell: Shell, scontrol: Path, tmp_pa
     said = shell("doctor", "--site", str(site), code=78)
     assert "my-site.toml: grace_s of preemptible: 60 s, but Slurm gives 20 s" in said
     assert 'change: [[slurm.partitions]] name = "preemptible": grace_s = 20' in said
+    site.write_text("")
+    site.chmod(0o666)
+    found = levels(shell.json("doctor", "--site", str(site), code=78))
+    assert found[str(site)] == "danger"
 
 
 def test_a_slurm_that_does_not_answer_is_a_warning(shell: Shell, scontrol: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from orchestrator.doctor import judge_probe, look
-from orchestrator.doctor.judge_place import GIB, Folder, Machine, judge_folder, judge_machine
+from orchestrator.doctor.judge_place import (
+    GIB,
+    Folder,
+    Machine,
+    judge_folder,
+    judge_machine,
+    judge_trusted,
+)
 from orchestrator.doctor.judge_probe import Line, Probe
 
 GOOD: dict[str, Any] = {
@@ -92,6 +99,31 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(look, "_exclusive", refuse)
     assert look.measure_folder(tmp_path, "state").fault == "Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("mode", "trusted", "level"),
+    [
+        (0o644, True, "good"),
+        (0o664, True, "good"),
+        (0o646, True, "danger"),
+        (0o644, False, "warning"),
+    ],
+)
+def test_who_can_change_what_every_job_is_made_from(mode: int, trusted: bool, level: str) -> None:
+    (found,) = judge_trusted("/etc/site.toml", "eve", mode, trusted=trusted)
+    assert found.level == level
+    assert (found.change != "") is (level != "good")
+
+
+def test_a_real_file_that_everybody_can_change(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.touch()
+    path.chmod(0o666)
+    found = look.look_trusted([path, tmp_path / "none"])
+    assert [f.level for f in found] == ["danger"]
+    path.chmod(0o644)
+    assert [f.level for f in look.look_trusted([path])] == ["good"]
 
 
 MOUNTS = "/dev/a / ext4 rw 0 0\nsrv:/x /home nfs4 rw 0 0\n/dev/b /home/me\\040too xfs rw 0 0\n"

@@ -68,6 +68,11 @@ def test_any_value_stays_in_its_comment(rendered: Say, value: str) -> None:
     assert not any(line.startswith("#SBATCH") for line in text.split("\n"))
 
 
+def test_a_comment_never_becomes_a_directive(rendered: Say) -> None:
+    text = rendered("#{{ x | comment }}\n# a {{ x | comment }}\n", x="SBATCH --nodes=9\n#PBS -l a")
+    assert text == "# SBATCH --nodes=9 #PBS -l a\n# a SBATCH --nodes=9 #PBS -l a\n"
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

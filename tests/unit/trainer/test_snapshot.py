@@ -284,6 +284,8 @@ def test_a_loaded_base_is_the_one_quantized_anew(
     assert torch.equal(torch.get_rng_state(), random)
     assert base_digest(loaded.model) == digest
     assert loaded.base_plan == anew.base_plan
+    assert loaded.model.peft_config == anew.model.peft_config
+    assert str(folders[0]) not in loaded.model.config.to_json_string()
     before, after = anew.model.state_dict(), loaded.model.state_dict()
     assert list(before) == list(after)
     for name, tensor in before.items():
