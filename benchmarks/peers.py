@@ -24,6 +24,13 @@ from transformers import TrainerControl
 from transformers.trainer_jit_checkpoint import CheckpointManager, JITCheckpointCallback
 
 BLOCK = 8 << 20
+_CHANGED = (
+    "_copy_recovery_script",
+    "module_state_dict",
+    "_get_shared_params",
+    "_get_buffer_names",
+)
+"""What trainer.engine.install puts over DeepSpeed's own."""
 
 
 def floor(folder: Path, data: memoryview) -> None:
@@ -155,7 +162,7 @@ class Peers:
         """DeepSpeed's own checkpoint engine in the place of ours, and torch's CRC on."""
         engine = self._trainer.deepspeed
         ours, engine.checkpoint_engine = engine.checkpoint_engine, TorchCheckpointEngine()
-        recovery = engine.__dict__.pop("_copy_recovery_script", None)
+        changes = {name: engine.__dict__.pop(name) for name in _CHANGED if name in vars(engine)}
         before = torch.serialization.get_crc32_options()
         torch.serialization.set_crc32_options(True)
         try:
@@ -163,8 +170,7 @@ class Peers:
         finally:
             torch.serialization.set_crc32_options(before)
             engine.checkpoint_engine = ours
-            if recovery is not None:
-                engine._copy_recovery_script = recovery
+            vars(engine).update(changes)
 
 
 def state_of(trainer: Any) -> dict[str, Any]:

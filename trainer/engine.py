@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -62,7 +63,7 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
         """Stream one file."""
         assert self._writer is not None
         name = Path(path).relative_to(self._folder).as_posix()
-        write_tensors(self._writer, name, lambda: _without_quantization(state_dict))
+        write_tensors(self._writer, name, lambda: state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file, allowing no types but the listed ones."""
@@ -91,6 +92,10 @@ def install(engine: Any) -> StreamingEngine:
     """Put our checkpoint engine into a DeepSpeed engine."""
     engine.checkpoint_engine = StreamingEngine()
     engine._copy_recovery_script = lambda _path: None
+    engine.module_state_dict = _ModuleState(engine)
+    # Walks over thousands of modules, always with the same end; a save waits for each.
+    engine._get_shared_params = cache(engine._get_shared_params)
+    engine._get_buffer_names = cache(engine._get_buffer_names)
     return engine.checkpoint_engine  # type: ignore[no-any-return]
 
 
@@ -140,6 +145,29 @@ def digest_of(state: list[tuple[str, Any]]) -> str:
     return f"blake3:{content.hexdigest()}"
 
 
+class _ModuleState:
+    """In the place of `engine.module_state_dict`: what is saved of the model.
+
+    Which tensors those are is asked but once. Asking has the quantization state of every
+    frozen layer packed, only to be thrown away: the base is loaded anew at every start.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._module = engine.module
+        self._ask = engine.module_state_dict
+        self._tensors: dict[str, torch.Tensor] | None = None
+        """Parameters and buffers of the module, by reference."""
+
+    def __call__(self, *_: object, **how: Any) -> dict[str, torch.Tensor]:
+        if self._tensors is not None:
+            return {name: tensor.detach() for name, tensor in self._tensors.items()}
+        state = {n: value for n, value in self._ask(**how).items() if not _QUANT_STATE.search(n)}
+        known = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
+        if set(state) <= set(known):
+            self._tensors = {name: known[name] for name in state}
+        return state
+
+
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Tensors and plain values in a fixed order; other objects are of no interest."""
     if isinstance(value, Mapping):
@@ -150,15 +178,6 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}/{index}")
     elif isinstance(value, torch.Tensor | int | float | bool | str):
         yield path, value
-
-
-def _without_quantization(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The base is loaded anew at every start; its quantization state would only cost space."""
-    module = state.get("module")
-    if not isinstance(module, Mapping):
-        return dict(state)
-    kept = {name: value for name, value in module.items() if not _QUANT_STATE.search(name)}
-    return {**state, "module": kept}
 
 
 def _copier(file: Path) -> Callable[[Any], object]:

@@ -58,6 +58,7 @@ class Saver:
         self._steps_per_epoch = steps_per_epoch
         self._global_batch = global_batch
         self._number = int(trainer.args.process_index)
+        self._adapter = Adapter(trainer.model)
         self._aside = ThreadPoolExecutor(1, "qvl-hash")
 
     def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
@@ -76,7 +77,7 @@ class Saver:
 
     def salvage(self, step: int) -> int:
         """Store the adapter alone, on rank 0; returns its bytes. Raises StorageError."""
-        adapter = adapter_bytes(self._trainer.model)
+        adapter = b"".join(tensorfile.blocks(self._adapter.tensors()))
         self._committer.salvage(step, {ADAPTER: adapter, CONFIG: self._adapter_config()})
         return len(adapter)
 
@@ -108,7 +109,7 @@ class Saver:
         """Adapter, scheduler and trainer state: rank 0's."""
         trainer = self._trainer
         with writer.guard():
-            adapter = adapter_tensors(trainer.model)
+            adapter = self._adapter.tensors()
             hashes.begin_adapter(adapter)
             writer.write(ADAPTER, lambda sink: [sink.write(b) for b in tensorfile.blocks(adapter)])
             writer.put(CONFIG, self._adapter_config())
@@ -181,12 +182,25 @@ class _Hashes:
         )
 
 
-def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by PEFT's own names."""
-    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return tensors
+class Adapter:
+    """The adapter's tensors by PEFT's own names; which those are is asked but once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._parameters: dict[str, torch.nn.Parameter] | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As they are now, by reference."""
+        if self._parameters:
+            return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            self._model, save_embedding_layers=False
+        )
+        places = {_place(p): p for p in self._model.parameters() if p.requires_grad}
+        if all(tensor.numel() and _place(tensor) in places for tensor in found.values()):
+            self._parameters = {name: places[_place(tensor)] for name, tensor in found.items()}
+        return found
 
 
-def adapter_bytes(model: Any) -> bytes:
-    """The adapter as PEFT's own safetensors file."""
-    return b"".join(tensorfile.blocks(adapter_tensors(model)))
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape

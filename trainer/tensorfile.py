@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -62,9 +63,13 @@ def blocks(
 def pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Flat pieces of `tensor` in main memory, read on a stream of their own on a GPU."""
     flat = tensor.detach().reshape(-1)
-    stream = torch.cuda.Stream(flat.device) if flat.is_cuda else None
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(flat.device))
-    with torch.cuda.stream(stream):
+    with _beside(flat.device) if flat.is_cuda else nullcontext():
         for start in range(0, flat.numel(), PIECE):
             yield flat[start : start + PIECE].to(dtype).cpu().contiguous()
+
+
+def _beside(device: torch.device) -> Any:
+    """Context of a new stream that begins where the present one stands."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)

@@ -31,6 +31,9 @@ from orchestrator.contract.resolved import (
 DEFAULT_EVERY_MINUTES = 30.0
 """Minutes between checkpoints where the job names no interval."""
 
+TEMPLATE_FIELDS = ("template", "templates_dir", "frozen")
+"""Fields of a resolved block that say which template it is rendered with (`templates.find`)."""
+
 _FILLED: Mapping[Block, tuple[str, ...]] = {
     "training": (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -97,13 +100,27 @@ def resolve(
         python=_python(slurm.python, base_dir),
         max_length=job.max_length,
         slurm=dict(slurm.block),
-        kubernetes=dict(job.kubernetes),
+        kubernetes=_kubernetes(job, site, template),
     )
 
 
 def site_faults(job: JobSpec, site: SiteConfig) -> tuple[Fault, ...]:
     """What the site refuses of a job."""
-    return slurm_faults(job, site) if job.backend == "slurm" else ()
+    hint = "use `submit --template FILE`, which a site may allow or not"
+    found = tuple(
+        Fault(("kubernetes", name), "is not for job files", hint)
+        for name in TEMPLATE_FIELDS
+        if name in job.kubernetes
+    )
+    return (*found, *slurm_faults(job, site)) if job.backend == "slurm" else found
+
+
+def _kubernetes(job: JobSpec, site: SiteConfig, template: str | None) -> dict[str, Any]:
+    """The job's block, with where its template is to be found."""
+    if job.backend != "kubernetes":
+        return dict(job.kubernetes)
+    found = {"template": template, "templates_dir": site.templates_dir}
+    return {**job.kubernetes, **{k: v for k, v in found.items() if v is not None}}
 
 
 def _slurm(

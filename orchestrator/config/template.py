@@ -22,6 +22,7 @@ backend: {backend}
 model:
   path: {model}
   revision: null
+  snapshot: auto                # auto | off: keep the quantized base beside the runs
 
 # Index files (JSON or JSONL) of image conversations. media_root null: relative media paths
 # start at the index file.

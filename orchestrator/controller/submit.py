@@ -125,11 +125,14 @@ def with_template(job: ResolvedJob) -> ResolvedJob:
 
     Raises UserError for a template that cannot be read.
     """
-    if job.backend != "slurm":
+    if job.backend == "local":
         return job
-    from orchestrator.templates.find import SLURM_TEMPLATE, with_frozen
+    from orchestrator.templates.find import BACKENDS, with_frozen
 
-    return replace(job, slurm=with_frozen("slurm", SLURM_TEMPLATE, job.slurm))
+    kind, name = BACKENDS[job.backend]
+    if job.backend == "slurm":
+        return replace(job, slurm=with_frozen(kind, name, job.slurm))
+    return replace(job, kubernetes=with_frozen(kind, name, job.kubernetes))
 
 
 def start_submission(

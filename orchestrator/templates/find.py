@@ -17,7 +17,12 @@ Origin = Literal["user", "site", "checkout", "package"]
 API = 1
 """The version of names and blocks that templates may rely upon."""
 SLURM_TEMPLATE = "train.sbatch.j2"
-"""The batch file of a job: the one template of kind `slurm`."""
+"""The batch file of a job."""
+BACKENDS: Mapping[str, tuple[Kind, str]] = {
+    "slurm": ("slurm", SLURM_TEMPLATE),
+    "kubernetes": ("k8s", "job.yaml.j2"),
+}
+"""Kind and name of the template that a backend's jobs are rendered with."""
 MAX_BYTES = 256 * 1024
 MAX_FILES = 32
 

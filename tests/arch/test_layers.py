@@ -21,6 +21,7 @@ CATCH_ALL = {
     "trainer/base.py": "a digest computed aside is told to the rank that waits",
     "trainer/assemble.py": "a save that failed is an outcome on every rank",
     "trainer/metrics.py": "a metric that cannot be written never stops a run",
+    "trainer/snapshot.py": "removes half a snapshot, then raises again",
     "trainer/rank.py": "whatever ends a rank becomes its exit code and its last words",
     "trainer/trackers.py": "a tracker that fails never stops a run",
 }

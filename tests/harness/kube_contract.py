@@ -90,7 +90,8 @@ class KubernetesContract:
         identifier = world.submit(job=replace(world.job, resources=shape))
         world.until(identifier, "running")
         world.backend.notify(identifier, "SIGTERM", None)
-        assert world.until(identifier, "gone").ending == "preempted"
+        seen = world.until(identifier, "gone")
+        assert seen.ending == "preempted", (seen, [p["status"] for p in world.get("pods")])
 
     def test_cancelled(self, world: World) -> None:
         identifier = world.submit()

@@ -172,6 +172,9 @@ def _gone(attempt: Attempt, job: JobView, now: float) -> Observation:
     failed = job.conditions.get("Failed") or job.conditions.get("FailureTarget") or Said()
     if failed.reason == "DeadlineExceeded":
         return Observation(phase="gone", ending="timeout", detail=str(failed))
+    if not attempt.pods:
+        # One that failed by itself would still be there.
+        return Observation(phase="gone", ending="preempted", detail="its pods were deleted")
     causes = [cause(p, now) for p in attempt.pods]
     for wanted in _ORDER:
         words = [w for ending, w in causes if ending == wanted]

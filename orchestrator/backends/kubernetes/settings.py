@@ -15,7 +15,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9][-A-Za-z0-9_.]{0,62}")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ELSEWHERE = ("template", "templates_dir")
+_ELSEWHERE = ("template", "templates_dir", "frozen")
 """Fields that `templates.find` reads."""
 
 

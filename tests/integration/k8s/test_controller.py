@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,33 +81,30 @@ def test_the_deployment_looks_after_a_run_whose_submitter_has_gone(
 @contextmanager
 def forwarded(address: str, port: int) -> Iterator[None]:
     """The same port on another address of this machine."""
-    server = socket.create_server((address, port))
 
-    def pump(source: socket.socket, target: socket.socket) -> None:
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as inner:
+                back = threading.Thread(target=pump, args=(inner, self.request))
+                back.start()
+                pump(self.request, inner)
+                back.join()
+
+    with socketserver.ThreadingTCPServer((address, port), Forward) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            source.close()
-            target.close()
+            yield
+        finally:
+            server.shutdown()
 
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = server.accept()
-                inner = socket.create_connection(("127.0.0.1", port))
-            except OSError:
-                return
-            for ends in ((client, inner), (inner, client)):
-                threading.Thread(target=pump, args=ends, daemon=True).start()
 
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass everything on; at its end, end the other side too."""
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 def test_run_directory_on_s3_and_a_user_that_is_not_root(

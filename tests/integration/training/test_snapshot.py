@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract.resolved import ResolvedJob
+from orchestrator.storage.hashing import sha256
 from tests.harness.training import Disturbance, TrainingBench, TrainingRun, assert_same_training
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(1200)]
@@ -37,6 +38,8 @@ def test_the_base_is_quantized_once(bench: TrainingBench, straight: TrainingRun)
     assert first.finish().state == "SUCCEEDED", first.logs()
     assert (how(first, 1), how(first, 2)) == (["stored"], ["loaded"])
     assert_same_training(first, straight)
+    adapter = first.storage.get(f"{first.directory_of()}/adapter_model.safetensors")
+    assert sha256(adapter) == first.manifest().adapter_sha256
 
     # Another run on the same base has it from its first step on.
     second = finished(bench, bench.job())

@@ -362,6 +362,15 @@ def test_faults_of_the_site_have_the_lines_of_the_job(folder: Folder) -> None:
         resolve_loaded(loaded, site())
 
 
+def test_templates_of_kubernetes_jobs_are_found_the_same_way(folder: Folder) -> None:
+    loaded = parse_job(JOB, folder.job, ["backend=kubernetes", "kubernetes={image: a}"])
+    found = resolve_loaded(loaded, SiteConfig(templates_dir="/t"), template=Path("/own.j2"))
+    assert found.kubernetes == {"image": "a", "template": "/own.j2", "templates_dir": "/t"}
+    loaded = parse_job(JOB, folder.job, ["backend=kubernetes", "kubernetes={template: /own.j2}"])
+    with pytest.raises(JobFileError, match=r"kubernetes\.template: is not for job files"):
+        resolve_loaded(loaded, SiteConfig())
+
+
 def test_a_users_template_where_the_site_allows_none(folder: Folder) -> None:
     loaded = parse_job(JOB, folder.job, ["backend=slurm"])
     text = 'allow_user_template = false\n[slurm]\naccount = "x"\n'

@@ -193,3 +193,49 @@ def test_the_shape_is_compared(tmp_path: Path) -> None:
     assert check(text, template, Shape(1, 8)) == ()
     assert len(check(text, template, Shape(4, 8))) == 1
     assert len(check(text, template, Shape(1, 4))) == 1
+
+
+ASK_SLURM = templates._sbatch
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "answer", "asked"),
+    [
+        ("sbatch: Job 5 to start at 2026-01-01T00:00:00", 0, "", True),
+        (
+            "sbatch: error: resolve_ctls_from_dns_srv: Unknown host\n"
+            "sbatch: fatal: Could not establish a configuration source",
+            1,
+            "",
+            False,
+        ),
+        (
+            "allocation failure: Requested node configuration is not available",
+            1,
+            "this cluster takes no job of 4 x 8 GPUs: allocation failure",
+            True,
+        ),
+        (
+            "sbatch: unrecognized option '--foo=3'\nTry \"sbatch --help\" for more information",
+            1,
+            "t.j2:4: sbatch refuses the job: unrecognized option '--foo=3'",
+            True,
+        ),
+        ("sbatch: error: Unable to contact slurm controller", 1, "Slurm was not asked", False),
+    ],
+)
+def test_what_sbatch_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, answer: str, asked: bool
+) -> None:
+    program = tmp_path / "sbatch"
+    (tmp_path / "said").write_text(said + "\n")
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    body = f"{EXTENDS}{{% block directives %}}\n#SBATCH --foo=3\n{{% endblock %}}\n"
+    path = tmp_path / "t.j2"
+    path.write_text(MARK + body)
+    found, here = ASK_SLURM("#!/bin/bash\n", site_template(SITE, path), Shape(4, 8))
+    assert here is asked
+    assert len(found) == (1 if answer else 0)
+    assert all(str(item).removeprefix(f"{tmp_path}/").startswith(answer) for item in found)

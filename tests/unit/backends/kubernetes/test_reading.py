@@ -70,9 +70,17 @@ def test_what_was_done_to_one_pod_counts_before_what_the_others_made_of_it() -> 
     assert (seen.ending, seen.detail) == ("preempted", "a: evicted (a drain, or by hand)")
 
 
+def test_a_failed_job_without_any_pod_lost_them() -> None:
+    """Before 1.26 the objects of deleted pods go, and the Job removes the replacements."""
+    seen = read(attempt(job=FAILED), NOW)
+    assert (seen.phase, seen.ending) == ("gone", "preempted")
+    assert isinstance(decided(seen), Requeue)
+
+
 def test_a_job_is_gone_only_when_its_last_pod_is() -> None:
     leaving = replace(POD, kill_at=NOW + 5)
     assert read(attempt(ended(75), leaving, job=FAILED), NOW).phase == "running"
+    assert read(attempt(ended(75), leaving, job=FAILED), NOW + 30).phase == "running"
     assert read(attempt(ended(75), leaving, job=FAILED), NOW + 36).phase == "gone"
     assert read(attempt(leaving, job=None), NOW).phase == "running"
     assert read(attempt(job=None), NOW).phase == "gone"
