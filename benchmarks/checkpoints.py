@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 GROUPS = ("saves", "overhead", "s3", "nf4")
-SMALL_BYTES = 30e6
+SMALL_BYTES = 20e6
 """Below this only the notice is of interest."""
 LEAST_ROUNDS = 9
 
@@ -72,22 +72,23 @@ class Run:
 
     def measure(self) -> None:
         """All groups, one size after the other."""
-        for size in self._chosen.sizes.split(","):
-            if {"saves", "overhead"} & set(self._only):
-                self._size(size)
+        sizes = self._chosen.sizes.split(",")
+        for size in sizes:
+            if "saves" in self._only or ("overhead" in self._only and size == sizes[-1]):
+                self._size(size, overhead="overhead" in self._only and size == sizes[-1])
         if "s3" in self._only:
             self._s3()
         if "nf4" in self._only:
             self._nf4()
 
-    def _size(self, size: str) -> None:
+    def _size(self, size: str, *, overhead: bool) -> None:
         from benchmarks.local import Local
         from benchmarks.measure import say
 
         with self._folder() as folder:
             say(f"{size}: a trained state ...")
             state = Local(size, folder, cuda=self._chosen.device == "cuda")
-            small = state.bytes < SMALL_BYTES and not self._chosen.quick
+            small = state.bytes < SMALL_BYTES
             if "saves" in self._only:
                 say(f"{size}: saves ...")
                 table = state.saves(self._chosen.rounds)
@@ -96,7 +97,7 @@ class Run:
                 self.goals += self._report.save_goals(table, size, small=small)
                 sizes = (state.bytes, state.sum_bytes(), state.may_bytes())
                 self.goals.append(self._report.bytes_goal(size, *sizes))
-            if "overhead" in self._only and not small:
+            if overhead:
                 self._overhead(state, size)
             state.close()
 

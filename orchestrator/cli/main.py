@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -59,6 +58,10 @@ COMMANDS = {
 }
 
 
+BROKEN_PIPE = 128 + 13
+"""As a shell shows a program that SIGPIPE has ended."""
+
+
 class LazyGroup(click.Group):
     """Commands live in `orchestrator.cli.<name>` as `command`; loaded when used."""
 
@@ -100,9 +103,24 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; never a traceback for the user."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    """Run the command line and return its exit code; never a traceback for the user.
+
+    SIGPIPE stays ignored, as Python has it: a connection that breaks is an error to be told. Only
+    a reader of our output who leaves early ends the command without a word.
+    """
     _tolerate_encodings()
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit:  # what click makes of a broken pipe
+        return BROKEN_PIPE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args
     try:

@@ -140,14 +140,20 @@ def test_missing_files(kept: Kept) -> None:
 
 
 def test_the_end_of_the_log_gone(kept: Kept) -> None:
-    """An older state of the run, which is whole: no newer step is claimed than can be loaded."""
+    """An older state of the run: its newest checkpoint is whole, and of one whose `retire` has
+    gone the missing files are noticed.
+    """
     path = kept.records[-1]
     with replaced(path, None):
         view = RunLog(kept.storage).read()
         assert view.unreadable == ()
         assert len(view.records) == len(kept.records) - 1
-        for record in checkpoints.live_commits(view):
-            checkpoints.verify(kept.storage, record)
+        *older, newest = checkpoints.live_commits(view)
+        checkpoints.verify(kept.storage, newest)
+        for record in older:
+            if not checkpoints.is_there(kept.storage, record.commit().directory):
+                with pytest.raises(CheckpointError, match="is missing"):
+                    checkpoints.verify(kept.storage, record)
 
 
 def test_swapped_files(kept: Kept) -> None:

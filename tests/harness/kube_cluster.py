@@ -208,10 +208,11 @@ class Cluster:
             chosen = ("-l", "app.kubernetes.io/managed-by=qvl-orchestrate")
             if kind in ("pods", "resourcequotas", "jobs"):
                 chosen = ("--all",)
-            self.kubectl("delete", kind, *chosen, "--grace-period=1", "--wait=false", check=False)
+            at_once = ("--grace-period=0", "--force", "--wait=false")
+            self.kubectl("delete", kind, *chosen, *at_once, check=False)
         for node in self.nodes():
             self.kubectl("uncordon", node, check=False)
-        self.wait(lambda: not self.get("pods") and not self.get("jobs"))
+        self.wait(lambda: not self.get("pods") and not self.get("jobs"), 120.0)
 
     def wait(self, what: Callable[[], Any], seconds: float = 60.0) -> Any:
         """Until `what` gives something true; returns it."""

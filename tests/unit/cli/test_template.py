@@ -192,6 +192,16 @@ def test_a_requeue_is_made_from_the_frozen_template(
     assert "echo second" in backend.prepare(with_template(plain), spec).text
 
 
+@pytest.mark.parametrize("backend", ["slurm", "kubernetes"])
+def test_the_template_of_every_cluster_is_frozen(run: Built, tmp_path: Path, backend: Any) -> None:
+    job = open_entry(run.registry, run.entry, SystemClock()).job()
+    assert with_template(job) == job  # the local backend has none
+    frozen = with_template(replace(job, backend=backend))
+    block = frozen.slurm if backend == "slurm" else frozen.kubernetes
+    assert block["frozen"]["sources"]
+    assert json.loads(json.dumps(to_json(block))) == to_json(block)
+
+
 def test_a_users_template_is_marked_in_status(run: Built, shell: Shell) -> None:
     from orchestrator.controller.rows import blank_row
 

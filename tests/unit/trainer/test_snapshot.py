@@ -14,6 +14,7 @@ import torch
 from orchestrator.contract.resolved import ModelSpec, ResolvedJob
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.storage.posix import PosixStorage
+from trainer.base import BaseWatch
 from trainer.group import Solo
 from trainer.modeling import BasePlan, base_digest, base_tensors, load_model
 from trainer.quantized import Base, base_files
@@ -335,3 +336,36 @@ def test_tensors_that_lost_digits_are_not_stored() -> None:
     assert plan.dtype("w", torch.zeros(1)) == torch.float16
     with pytest.raises(ValueError, match="was loaded as"):
         plan.dtype("w", torch.zeros(1, dtype=torch.bfloat16))
+
+
+class Board:
+    """A notice board that is raised from the start, or never."""
+
+    def __init__(self, raised: bool) -> None:
+        self.raised = raised
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_keeper_stores_once_and_gives_way_to_a_notice(
+    at: Callable[..., ResolvedJob], tmp_path: Path, noticed: bool
+) -> None:
+    told = Told()
+    told.board = Board(noticed)  # type: ignore[attr-defined]
+    base = source(at(), told)
+    loaded = base.load(lambda snapshot: seeded(at(), snapshot))
+    watch = BaseWatch(lambda: base_digest(loaded.model))
+    watch.start()
+    keeper = base.keeper(loaded, watch)
+    assert keeper is not None
+    for _ in range(2):
+        keeper.begin()
+    assert keeper._thread is not None
+    keeper._thread.join(60)
+    keeper.close()
+    assert told.warnings == []
+    assert [e["how"] for e in told.events] == ([] if noticed else ["stored"])
+    assert len(list((tmp_path / "runs").rglob("*.safetensors"))) == (not noticed)
+    again = source(at(), told)
+    again.load(lambda snapshot: seeded(at(), snapshot))
+    assert (again.keeper(loaded, watch) is None) == (not noticed)
