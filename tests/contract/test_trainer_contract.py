@@ -323,7 +323,7 @@ def test_killed_at_random_moments_the_run_still_ends_alike(quick: Flavour) -> No
         attempt.signal(signal.SIGKILL)
         attempt.wait()
         reached = max([m["step"] for _, m in attempt.messages if m["t"] == "progress"] or [0])
-        assert reached - before <= EVERY
+        assert reached - before < 2 * EVERY, "one interval, and a save that was on its way"
         if run.view().is_done():
             break
     while not run.view().is_done():
