@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s test-training test-families soak check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s test-training test-families soak check lint types layers format wheel bench clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -37,13 +37,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## preempt a real training three times, compare it with an undisturbed one
 	@$(BIN)/python examples/digits/demo.py
 
-test: test-fast test-local test-faults test-s3 test-slurm test-k8s test-training ## all tests
+test: test-fast test-local test-training ## what CI runs of the tests; test-all is everything
+
+test-all: test test-faults test-s3 test-slurm test-k8s test-families ## every suite, about an hour
 
 test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
 	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3"
 
-test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 240 s)
-	@$(BUDGET) 240 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3 and not slurm and not k8s"
+test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 300 s)
+	@$(BUDGET) 300 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3 and not slurm and not k8s"
 
 # strace hinders and kills the writers; without it those tests are skipped.
 STRACE := command -v strace >/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -qq strace >/dev/null

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -77,7 +78,7 @@ class Table:
 
 
 def interleave(cases: Mapping[str, Case], rounds: int, *, warm: int = 1) -> Table:
-    """Every case once a round, beginning with another one each time.
+    """Every case once a round, in another order each time: what came before leaves traces.
 
     warm: rounds before, which do not count
 
@@ -86,8 +87,8 @@ def interleave(cases: Mapping[str, Case], rounds: int, *, warm: int = 1) -> Tabl
     table, alive = Table(), dict(cases)
     for number in range(-warm, rounds):
         names = list(alive)
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        random.Random(number).shuffle(names)
+        for name in names:
             try:
                 values = alive[name]()
             except Exception as fault:

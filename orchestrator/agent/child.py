@@ -75,10 +75,13 @@ class Child:
         return messages
 
     def kill(self) -> None:
-        """SIGKILL the process and what it started in its own group."""
+        """SIGKILL the process.
+
+        Not through Popen, which would reap a process that has just died, unseen by `reap`.
+        """
         if self.alive:
-            with suppress(ProcessLookupError, PermissionError):
-                self.process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -136,7 +136,10 @@ def _media_digest(paths: Iterable[str], *, full: bool) -> str:
             if _passes(fault):
                 raise
             size, content = -1, None
-        total.update(canonical([path, size, content]))
+        except ValueError:  # a NUL, or half a character: no file can have this name
+            size, content = -1, None
+        name = path.encode(errors="backslashreplace").decode()
+        total.update(canonical([name, size, content]))
     return total.hexdigest()
 
 

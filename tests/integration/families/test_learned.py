@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,10 +59,17 @@ def test_digits_are_learned_through_preemptions(bench_of: Callable[[str], Traini
     straight = bench.probed(job, [])
     assert straight.finish().state == "SUCCEEDED"
     assert run.outcome() == straight.outcome()
-    assert run.final_state() == straight.final_state()
+    assert final_state(run) == final_state(straight)
     chance = most_frequent(bench.data)
     assert chance < 0.2
     assert read_right(run, bench.data) >= chance + MARGIN
+
+
+def final_state(run: TrainingRun) -> dict[str, Any]:
+    """All but `total_flos`: Transformers rounds it to float32 at each save, so that one more
+    save may change its last digits. Nothing is computed from it."""
+    state = run.final_state()
+    return {**state, "trainer": {k: v for k, v in state["trainer"].items() if k != "total_flos"}}
 
 
 def most_frequent(data: Path) -> float:

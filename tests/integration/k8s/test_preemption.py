@@ -117,10 +117,13 @@ def test_one_pod_of_a_gang_is_deleted(bench: KubeBench, calm: tuple[Any, ...]) -
 
 
 def test_five_preemptions_in_a_row(bench: KubeBench, calm: tuple[Any, ...]) -> None:
-    run = bench.submit(step_s=STEP_S)
+    # Slow steps: it may take two seconds until an eviction has become a signal.
+    run = bench.submit(step_s=1.0)
     for attempt in range(1, 6):
-        run.until_step(3 * attempt, attempt=attempt)
+        saved = max((c[1] for c in run.commits()), default=0)
+        run.until_step(saved + 1, attempt=attempt)
         run.notify()
+        run.until_attempt(attempt + 1)
     check_end(run, calm, attempts=6, seconds=180.0)
     assert [codes(run, n) for n in range(1, 7)] == [[75]] * 5 + [[0]]
 

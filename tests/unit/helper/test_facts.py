@@ -202,7 +202,7 @@ def test_media_of_another_root(job: ResolvedJob, storage: MemoryStorage, tmp_pat
 def test_media_that_are_no_files_are_no_fault(
     job: ResolvedJob, storage: MemoryStorage, tmp_path: Path
 ) -> None:
-    strange = ["http://x/y.png", "data:image/png;base64," + "A" * 5000, "images"]
+    strange = ["http://x/y.png", "data:image/png;base64," + "A" * 5000, "images", "a\0b", "\ud83d"]
     Path(job.data.train).write_text(json.dumps([{"images": strange}]))
     assert len(fact_sheet.collect(job, storage)["data.media"]) == 64
 
