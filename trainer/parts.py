@@ -71,6 +71,7 @@ class PartWriter(FileWriter):
             if self.error is None:
                 path = f"{self.directory}/{layout.part(rank)}"
                 self._storage.put(path, part_bytes(part))
+                self._copied(lambda copy: copy.put(path, part_bytes(part)))
         return part
 
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
@@ -78,13 +79,20 @@ class PartWriter(FileWriter):
         with self._storage.write_stream(name) as sink:
             produce(sink)
         self._files[path] = sink.entry(path)
-        if self._copy is None:
-            return
-        try:
-            with self._copy.write_stream(name) as second:
+
+        def again(copy: Storage) -> None:
+            with copy.write_stream(name) as second:
                 produce(second)
+
+        self._copied(again)
+
+    def _copied(self, act: Callable[[Storage], object]) -> None:
+        """A copy that fails is none, and costs nothing."""
+        try:
+            if self._copy is not None:
+                act(self._copy)
         except StorageError:
-            self._copy = None  # a copy that fails is none, and costs nothing
+            self._copy = None
 
 
 def part_bytes(part: PartManifest) -> bytes:

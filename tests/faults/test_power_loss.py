@@ -23,7 +23,7 @@ from tests.faults.traced import Call, Writer, decoded, parse
 ALL = os.environ.get("QVL_FAULTS") == "all"
 DRAWS = 10 if ALL else 1
 """Random states after each call, beside the systematic ones."""
-MOST = 10**6 if ALL else 150
+MOST = 10**6 if ALL else 80
 """States that are looked at of each work."""
 
 State = dict[str, bytes | None]

@@ -85,7 +85,7 @@ class Attempt:
 def read(attempt: Attempt, now: float) -> Observation:
     """What the controller is told. `now`: seconds since the epoch."""
     job = attempt.job
-    living = [p for p in attempt.pods if not p.has_ended and not is_lost(p, now)]
+    living = [p for p in attempt.pods if _is_living(p, now)]
     if job is None or job.deleted:
         return _deleted(attempt, living)
     over = [
@@ -96,6 +96,14 @@ def read(attempt: Attempt, now: float) -> Observation:
     if over or any(is_lost(p, now) for p in attempt.pods):
         return _gone(attempt, job, now)
     return _without_pods(attempt, job, now)
+
+
+def _is_living(pod: PodView, now: float) -> bool:
+    """A pod that is deleted before it was started holds nothing of the attempt: should its agent
+    come up after all, it is told to stop, or stands aside.
+    """
+    never_started = pod.phase == "Pending" and pod.kill_at is not None
+    return not (pod.has_ended or never_started or is_lost(pod, now))
 
 
 def is_lost(pod: PodView, now: float) -> bool:
@@ -197,8 +205,8 @@ def cause(pod: PodView, now: float) -> tuple[Ending, str]:
 
 
 def _disruption(pod: PodView, now: float) -> tuple[Ending, str] | None:
-    if is_lost(pod, now) and not pod.has_ended:
-        return "node-fail", f"node {pod.node} does not answer"
+    if is_lost(pod, now) and pod.phase != "Pending" and not pod.has_ended:
+        return "node-fail", f"node {pod.node} does not answer, or does not end it"
     if pod.disruption is not None:
         known = _DISRUPTIONS.get(pod.disruption.reason)
         return known or ("preempted", f"taken away ({pod.disruption})")

@@ -53,7 +53,7 @@ def test_killed_run_equals_the_undisturbed(killed: TrainingRun, straight: Traini
     end = killed.look()
     assert (end.state, end.row["attempt"], end.row["preemptions"]) == ("SUCCEEDED", LAST, 0)
     assert killed.verdicts() == [-1] * len(KILLS) + [0]
-    assert_same_training(killed, straight)
+    assert_same_training(killed, straight, killed=True)
 
 
 def test_less_than_two_intervals_are_lost(killed: TrainingRun) -> None:

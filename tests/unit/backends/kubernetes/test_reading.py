@@ -86,6 +86,15 @@ def test_a_job_is_gone_only_when_its_last_pod_is() -> None:
     assert read(attempt(job=None), NOW).phase == "gone"
 
 
+def test_a_replacement_that_is_deleted_before_it_started_holds_nothing_up() -> None:
+    """Nodes of old servers may take a minute over it."""
+    unborn = pending(kill_at=NOW + 5)
+    seen = read(attempt(ended(79), unborn, job=FAILED), NOW)
+    assert (seen.phase, seen.ending) == ("gone", "preempted")
+    seen = read(attempt(ended(79), unborn, job=FAILED), NOW + 60)
+    assert (seen.phase, seen.ending) == ("gone", "preempted")
+
+
 def test_a_replacement_that_waits_does_not_end_the_attempt() -> None:
     """The object of the first pod has gone; before 1.28 another one is there at once."""
     assert read(attempt(pending()), NOW).phase == "pending"
