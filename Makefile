@@ -65,7 +65,7 @@ test-k8s: setup ## a pretended API server and a real Kubernetes, where one is na
 	@$(BUDGET) 720 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
-	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3"
+	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not soak"
 
 test-families: setup $(VENV)/torchvision ## every family, data checks, a learned task (budget 600 s)
 	@QVL_TORCHVISION=$(CURDIR)/$(VENV)/torchvision $(BUDGET) 600 $(PYTEST) tests -m families --timeout 1500

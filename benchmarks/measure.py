@@ -84,7 +84,7 @@ def interleave(cases: Mapping[str, Case], rounds: int, *, warm: int = 1) -> Tabl
 
     A case that fails in a round before the first that counts is skipped, with its error.
     """
-    table, alive = Table(), dict(cases)
+    table, alive = Table({name: {} for name in cases}), dict(cases)
     for number in range(-warm, rounds):
         names = list(alive)
         random.Random(number).shuffle(names)
@@ -95,7 +95,7 @@ def interleave(cases: Mapping[str, Case], rounds: int, *, warm: int = 1) -> Tabl
                 if number >= 0:
                     raise
                 table.skipped[name] = f"{type(fault).__name__}: {fault}"[:200]
-                del alive[name]
+                del alive[name], table.series[name]
                 continue
             if number >= 0:
                 table.add(name, values)

@@ -224,9 +224,7 @@ def _listed_otherwise(path: str) -> bool:
     return path == TRAINER_STATE or path.startswith(layout.PARTS)
 
 
-def assert_same_training(
-    run: TrainingRun, straight: TrainingRun, *, killed: bool = False
-) -> None:
+def assert_same_training(run: TrainingRun, straight: TrainingRun, *, killed: bool = False) -> None:
     """Losses, rates, samples, evaluations, final adapter and final state, bit for bit.
 
     killed: an evaluation may have been repeated, with the same result, and its event may be lost

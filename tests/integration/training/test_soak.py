@@ -62,7 +62,7 @@ def test_disturbed_at_random(bench: TrainingBench, straight: TrainingRun, seed: 
     run.wait_gone()
     assert end.state == "SUCCEEDED", end.row
     assert_little_is_lost(run)
-    assert_same_training(run, straight)
+    assert_same_training(run, straight, killed=True)
 
 
 def strike(run: TrainingRun, blow: Blow) -> None:
