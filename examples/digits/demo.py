@@ -21,6 +21,9 @@ OUT = Path.cwd() / "demo-output"
 TOOL = Path(sys.executable).with_name("qvl-orchestrate")
 ENV = {**os.environ, "QVL_STATE_DIR": str(OUT / "state"), "HF_HUB_OFFLINE": "1"}
 PATIENCE_S = 240.0
+FINAL = ("SUCCEEDED", "FAILED", "CANCELLED", "HELD")
+LAST_TRY = 28
+"""A stop after this step leaves too little of the 40 to be sure of one more notice."""
 
 
 def main() -> int:
@@ -57,17 +60,20 @@ def notices(run_id: str) -> None:
     """Three notices: to all ranks, to one rank inside a step, and while it is still loading."""
     wait_for_step(run_id, attempt=1, step=6)
     preempt(run_id, "SIGTERM to all ranks", "--rank", "0", "--rank", "1")
+    attempt = wait_for_attempt(run_id, after=1)
     while True:
-        attempt = wait_for_attempt(run_id, after=state(run_id)["attempt"])
-        step = int(state(run_id)["step"]) + 4
-        wait_for_step(run_id, attempt=attempt, step=step)
+        start = int(state(run_id)["step"])
+        wait_for_step(run_id, attempt=attempt, step=start + 2)
         preempt(run_id, "SIGUSR1 to one rank", "--rank", "1", "--signal", "SIGUSR1")
-        next_attempt = wait_for_attempt(run_id, after=attempt)
-        if micro_batch_of_stop(run_id, attempt):
+        stopped, attempt = attempt, wait_for_attempt(run_id, after=attempt)
+        if micro_batch_of_stop(run_id, stopped):
+            break
+        if int(state(run_id)["step"]) > LAST_TRY:
+            print("   it hit the boundary of a step again; too few steps are left to try once more")
             break
         print("   it hit the boundary of a step; once more, for the middle of one")
     time.sleep(1.0)
-    preempt(run_id, f"SIGTERM while attempt {next_attempt} is still loading")
+    preempt(run_id, f"SIGTERM while attempt {attempt} is still loading")
 
 
 def preempt(run_id: str, what: str, *options: str) -> None:
@@ -78,7 +84,7 @@ def preempt(run_id: str, what: str, *options: str) -> None:
 def micro_batch_of_stop(run_id: str, attempt: int) -> int:
     """Micro-batches of the unfinished step in which an attempt stopped; 0 at a boundary."""
     stops = [e for e in events(run_id) if e["kind"] == "stop_agreed" and e["attempt"] == attempt]
-    return int(stops[-1]["data"]["micro_batch"]) if stops else 0
+    return int(stops[-1]["data"]["micro_batch"] or 0) if stops else 0
 
 
 def wait_for_step(run_id: str, *, attempt: int, step: int) -> None:
@@ -90,8 +96,7 @@ def wait_for_attempt(run_id: str, *, after: int) -> int:
 
 
 def wait_until_settled(run_id: str) -> None:
-    final = ("SUCCEEDED", "FAILED", "CANCELLED", "HELD")
-    end = wait_for(run_id, lambda s: s["state"] in final, "the end")
+    end = wait_for(run_id, lambda s: s["state"] in FINAL, "the end")
     if end["state"] != "SUCCEEDED":
         sys.exit(f"run {run_id} ended {end['state']}: {end['reason']}")
 
@@ -108,9 +113,12 @@ def wait_for(run_id: str, reached: Any, what: str) -> dict[str, Any]:
             shown = line
         if reached(row):
             return row
-        if row["state"] in ("FAILED", "HELD"):
-            sys.exit(f"run {run_id} is {row['state']}: {row['reason']}\n{tool('logs', run_id)}")
-        time.sleep(0.3)
+        if row["state"] in FINAL:
+            sys.exit(
+                f"run {run_id} is {row['state']} ({row['reason']}) before it reached {what}\n"
+                f"{tool('logs', run_id)}"
+            )
+        time.sleep(0.1)
     sys.exit(f"run {run_id} did not reach {what} within {PATIENCE_S:.0f} s\n{tool('logs', run_id)}")
 
 
