@@ -36,7 +36,7 @@ from trainer.ledger import Ledger
 from trainer.metrics import MetricsLog
 from trainer.notice import NoticeBoard, watch_signals
 from trainer.outcome import Leave
-from trainer.parts import Committed
+from trainer.parts import Committed, Places
 from trainer.saving import Saver
 from trainer.votes import Votes
 
@@ -109,10 +109,11 @@ class Workplace:
         self._log.append("fence", 1)
         self._rank = QuietRank()
         self._group = Solo()
+        places = Places(1)
         self._committer = Committer(
-            self.storage, self._group, 1, Assembler(self.storage, self._job)
+            self.storage, self._group, places, Assembler(self.storage, self._job)
         )
-        self.background = Background(self._job, 0)
+        self.background = Background(self._job, 0, places)
         metrics = MetricsLog(self.storage, 1, 0, lambda text: self._rank.warn("metrics", text))
         self._saver = Saver(
             trainer,

@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
-from orchestrator.contract import layout, wire
+from orchestrator.contract import wire
 from orchestrator.contract.jsonio import Json, to_json
 from orchestrator.contract.spec import Assignment
 from trainer import staging
-from trainer.parts import Digests, Head, describe
+from trainer.parts import Digests, Head, Places, describe
 from trainer.staging import StagedWriter
 
 _NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -36,6 +36,7 @@ class Background:
         self,
         assignment: Assignment,
         rank: int,
+        places: Places,
         *,
         recorded_base: str | None = None,
         base_facts: Mapping[str, Any] | None = None,
@@ -43,7 +44,7 @@ class Background:
     ) -> None:
         self.step: int | None = None
         """Step of the save in hand."""
-        self._attempt = assignment.attempt
+        self._places = places
         self._rank = rank
         self._module = module
         self._opening = wire.encode(
@@ -72,6 +73,7 @@ class Background:
 
     def submit(self, writer: StagedWriter, digests: Digests, head: Head) -> None:
         """Hand over what was staged; returns at once."""
+        directory = self._places.next(head.step)
         with self._change:
             self.step, self._phase, self._reply, self._message = head.step, "storing", None, ""
         if writer.error is not None:
@@ -79,7 +81,7 @@ class Background:
             return
         self._send(
             "save",
-            directory=layout.checkpoint_dir(self._attempt, head.step),
+            directory=directory,
             files=[asdict(file) for file in writer.files],
             digests=to_json(digests),
             head=to_json(head),

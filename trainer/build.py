@@ -32,6 +32,7 @@ from trainer.loaders import EvaluationSampler, make_loader
 from trainer.loop import OrchestratedTrainer, Parts
 from trainer.metrics import MetricsLog
 from trainer.modeling import Loaded, base_digest, load_model
+from trainer.parts import Places
 from trainer.quantized import Base
 from trainer.rank import Rank
 from trainer.replacing import Replacements, ReplacingDataset, Which
@@ -151,12 +152,13 @@ def _parts(
     data: Data,
     source: Base,
 ) -> Parts:
-    storage = open_storage(assignment.storage)
+    storage = open_storage(assignment.storage, seconds_left=rank.board.seconds_left)
+    places = Places(assignment.attempt)
     base: dict[str, Any] = {
         "recorded_base": source.recorded,
         "base_facts": {"base_device": next(loaded.model.parameters()).device.type},
     }
-    background = Background(assignment, rank.number, **base)
+    background = Background(assignment, rank.number, places, **base)
     base_watch = BaseWatch((lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None)
     return Parts(
         rank=rank,
@@ -166,7 +168,7 @@ def _parts(
         committer=Committer(
             storage,
             group,
-            assignment.attempt,
+            places,
             Assembler(storage, assignment, **base),
             local_tier(assignment.job.checkpoint, assignment.run_id),
         ),

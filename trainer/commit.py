@@ -20,7 +20,7 @@ from orchestrator.storage.protocol import Storage
 from orchestrator.storage.tiers import LocalTier
 from trainer.assemble import Assembler, as_reply, from_reply
 from trainer.group import Group
-from trainer.parts import Committed, Digests, Failed, Head, PartWriter, describe
+from trainer.parts import Committed, Digests, Failed, Head, PartWriter, Places, describe
 
 
 class Committer:
@@ -30,7 +30,7 @@ class Committer:
         self,
         storage: Storage,
         group: Group,
-        attempt: int,
+        places: Places,
         assembler: Assembler,
         tier: LocalTier | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class Committer:
         self._tier = tier if tier is not None and tier.commits else None
         """Where files go; None = to the durable storage, also once the tier has failed."""
         self._group = group
-        self._attempt = attempt
+        self._places = places
         self._assembler = assembler
         self._doubtful: set[int] = set()
         """Steps whose commit may stand although no reply came."""
@@ -47,7 +47,7 @@ class Committer:
     def begin(self, step: int) -> PartWriter:
         """A writer for this rank's files of `step`."""
         place = self._storage if self._tier is None else self._tier.storage
-        return PartWriter(place, layout.checkpoint_dir(self._attempt, step))
+        return PartWriter(place, self._places.next(step))
 
     def doubt(self, step: int) -> None:
         """Somebody may have committed `step` without telling (a saver that was killed)."""
@@ -102,11 +102,11 @@ class Committer:
 
         Raises StorageError.
         """
-        directory = layout.salvage_dir(self._attempt)
+        directory = layout.salvage_dir(self._places.attempt)
         for name, data in files.items():
             self._storage.put(f"{directory}/{name}", data)
         record = SalvageRecord(
-            attempt=self._attempt,
+            attempt=self._places.attempt,
             step=step,
             directory=directory,
             adapter_sha256=sha256(next(iter(files.values()))),

@@ -39,7 +39,7 @@ from trainer.group import Group, Solo
 from trainer.ledger import Ledger
 from trainer.metrics import MetricsLog
 from trainer.outcome import Ending
-from trainer.parts import Committed, Digests, Failed, FileWriter, Head
+from trainer.parts import Committed, Digests, Failed, FileWriter, Head, Places
 from trainer.rank import Rank, run
 from trainer.tcpgroup import TcpGroup
 from trainer.votes import Votes
@@ -112,18 +112,19 @@ class _FakeTraining:
         self._total = self._total_steps()
         self._group = self._connect()
         closers.append(self._group.close)
-        self._storage = open_storage(assignment.storage)
+        self._storage = open_storage(assignment.storage, seconds_left=rank.board.seconds_left)
         self._metrics = MetricsLog(
             self._storage, assignment.attempt, self._number, lambda t: rank.warn("metrics", t)
         )
         closers.insert(0, self._metrics.close)
-        self._background = Background(assignment, self._number, module="trainer.fakesaver")
+        places = Places(assignment.attempt)
+        self._background = Background(assignment, self._number, places, module="trainer.fakesaver")
         closers.insert(0, self._background.close)
         votes = Votes(self._group, rank.board, assignment.job.checkpoint, self._background)
         self._committer = Committer(
             self._storage,
             self._group,
-            assignment.attempt,
+            places,
             Assembler(self._storage, assignment),
             local_tier(assignment.job.checkpoint, assignment.run_id),
         )

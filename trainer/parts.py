@@ -6,6 +6,7 @@ No tensors here, and no storage of its own: the fake trainer and the saver proce
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,24 @@ from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
 from orchestrator.errors import QvlError, StorageError
 from orchestrator.storage.protocol import Sink, Storage
+
+
+class Places:
+    """Directories for the checkpoints of one attempt, a new one for each try of a step.
+
+    A write of an earlier try may reach a remote store late: it must not meet those of a later
+    one. Every rank tries the same steps in the same order, so all agree without being asked.
+    """
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self._tries: Counter[int] = Counter()
+
+    def next(self, step: int) -> str:
+        """The directory of the next try to save `step`."""
+        retry = self._tries[step]
+        self._tries[step] += 1
+        return layout.checkpoint_dir(self.attempt, step, retry)
 
 
 class FileWriter(ABC):

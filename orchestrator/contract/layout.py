@@ -11,7 +11,7 @@ attempts/<n>/start.json      the start point that slot 0 chose
 attempts/<n>/heartbeats/<k>.json
 attempts/<n>/stop/<k>-<i>.json
 attempts/<n>/verdict-<k>.json
-attempts/<n>/checkpoints/checkpoint-<step>/
+attempts/<n>/checkpoints/checkpoint-<step>[.<retry>]/
 attempts/<n>/salvage/        the adapter alone, where a notice left no time for more
 attempts/<n>/events/<writer>/<seq>.jsonl, metrics/<rank>/<seq>.jsonl
 attempts/<n>/logs/<writer>/<seq>.log
@@ -98,9 +98,13 @@ def heartbeat(attempt: int, slot_number: int) -> str:
     return f"{attempt_dir(attempt)}heartbeats/{slot_number}.json"
 
 
-def checkpoint_dir(attempt: int, step: int) -> str:
-    """Directory of a checkpoint, as commit records name it (no slash at the end)."""
-    return f"{attempt_dir(attempt)}checkpoints/checkpoint-{step}"
+def checkpoint_dir(attempt: int, step: int, retry: int = 0) -> str:
+    """Directory of a checkpoint, as commit records name it (no slash at the end).
+
+    retry: how often this attempt has tried to save `step` before
+    """
+    again = f".{retry}" if retry else ""
+    return f"{attempt_dir(attempt)}checkpoints/checkpoint-{step}{again}"
 
 
 def salvage_dir(attempt: int) -> str:

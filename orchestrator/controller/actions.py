@@ -185,10 +185,11 @@ def _resolve_ref(seen: Seen, ref: str) -> str:
 
 def find_commit(live: Sequence[LogRecord], ref: str) -> LogRecord:
     """The newest commit called `ref`: a step, `checkpoint-<step>` or a whole directory."""
-    wanted = ref if not ref.isdecimal() else f"checkpoint-{ref}"
+    step = ref.removeprefix("checkpoint-")
     for record in reversed(live):
-        directory = record.commit().directory
-        if wanted in (directory, directory.rsplit("/", 1)[-1]):
+        body = record.commit()
+        names = (str(body.step), body.directory, body.directory.rsplit("/", 1)[-1])
+        if ref in names or step in names:
             return record
     known = ", ".join(dict.fromkeys(r.commit().directory.rsplit("/", 1)[-1] for r in live))
     raise CheckpointError(

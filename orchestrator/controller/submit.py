@@ -215,4 +215,6 @@ def next_spec(spec: TrainSpec, number: int, **changes: object) -> TrainSpec:
 
 def valid_checkpoint_ref(ref: str) -> bool:
     """True for `attempts/000001/checkpoints/checkpoint-20` and absolute paths."""
-    return ref.startswith("/") or bool(re.match(r"^attempts/\d+/checkpoints/checkpoint-\d+$", ref))
+    return ref.startswith("/") or bool(
+        re.match(r"^attempts/\d+/checkpoints/checkpoint-\d+(\.\d+)?$", ref)
+    )

@@ -77,7 +77,9 @@ class Journal:
             try:
                 writer.flush()
             except StorageError:
+                # A store that hangs would be waited for once for each of the others too.
                 self.failures += 1
+                return
 
 
 class SummaryWriter:

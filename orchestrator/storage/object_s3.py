@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import os
 import random
 import threading
@@ -28,6 +29,7 @@ from orchestrator.storage.object_faults import (
 )
 from orchestrator.storage.object_upload import Upload
 from orchestrator.storage.objects import Body, Found
+from orchestrator.storage.patience import Patience
 from orchestrator.storage.protocol import PendingUpload, Refused
 
 T = TypeVar("T")
@@ -85,10 +87,10 @@ class Connection:
         place: str,
         once: Callable[[Any], Awaitable[T]],
         *,
-        patience_s: float,
+        patience: Patience,
         limit_s: float | None = None,
     ) -> T:
-        """What `once` gives, tried again while the fault may pass and `patience_s` lasts.
+        """What `once` gives, tried again while the fault may pass and the patience lasts.
 
         place: the URI that messages name
         limit_s: of one try, which is waited for beyond the patience
@@ -96,12 +98,12 @@ class Connection:
         Raises StorageError.
         """
         clock = asyncio.get_running_loop().time
-        end, tries, renewed = None, 0, False
+        begun, tries, renewed = None, 0, False
         while True:
             try:
                 client = await self._ready(place)
-                end = end or clock() + patience_s
-                async with asyncio.timeout(limit_s):
+                begun = begun or clock()
+                async with asyncio.timeout(patience.limit_s(limit_s)):
                     return await once(client)
             except FAULTS as fault:
                 if is_expired(fault) and not renewed:
@@ -110,7 +112,8 @@ class Connection:
                 else:
                     pause = min(PAUSE_S * 2**tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
                     tries += 1
-                    if not may_pass(fault, tries) or clock() + pause > (end or 0.0):
+                    spent = clock() - begun if begun else math.inf
+                    if not may_pass(fault, tries) or not patience.allows(spent, pause):
                         raise translate(fault, place, self.endpoint) from fault
             await asyncio.sleep(pause)
 
@@ -156,9 +159,9 @@ os.register_at_fork(after_in_child=_forked)
 class S3Client:
     """Objects of one bucket (an `objects.ObjectClient`)."""
 
-    def __init__(self, bucket: str, patience_s: float) -> None:
+    def __init__(self, bucket: str, patience: Patience) -> None:
         self._bucket = bucket
-        self._patience_s = patience_s
+        self._patience = patience
 
     def get(self, key: str, patience_s: float | None = None) -> bytes:
         async def once(client: Any) -> bytes:
@@ -262,7 +265,7 @@ class S3Client:
             shared.request(
                 self._place(key),
                 once,
-                patience_s=self._patience_s,
+                patience=self._patience,
                 limit_s=send_limit_s(len(data)),
             )
         )
@@ -327,9 +330,9 @@ class S3Client:
         patience_s: float | None = None,
     ) -> T:
         shared = connection()
-        patience_s = self._patience_s if patience_s is None else patience_s
+        patience = self._patience if patience_s is None else Patience(patience_s)
         return shared.wait(
-            shared.request(self._place(key), once, patience_s=patience_s, limit_s=limit_s)
+            shared.request(self._place(key), once, patience=patience, limit_s=limit_s)
         )
 
 

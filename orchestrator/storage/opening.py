@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 from orchestrator.contract.env import AGENT_FD
 from orchestrator.errors import UserError
 from orchestrator.storage.memory import MemoryStorage
+from orchestrator.storage.patience import Patience
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
 
@@ -30,13 +33,19 @@ ATTEMPT_PATIENCE_S = 30.0
 
 
 def open_storage(
-    uri: str, *, group_sharing: bool | None = None, patience_s: float | None = None
+    uri: str,
+    *,
+    group_sharing: bool | None = None,
+    patience_s: float | None = None,
+    seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> Storage:
     """The storage rooted at `uri`: an absolute path, or `scheme://...` of SCHEMES.
 
     group_sharing: what new files on a file system are (PosixStorage); None = as the root stands
     patience_s: how long a request to an object store is tried again; None = as it suits this
         process
+    seconds_left: until this process is killed, infinite while nothing is known of that; what is
+        known takes the place of the patience
 
     Nothing is sent to the store yet. Raises UserError for a scheme that is not supported
     (or whose library is not installed), a relative path, or a URI with credentials.
@@ -52,7 +61,8 @@ def open_storage(
             hint=f"use a path on a shared file system; known schemes: {', '.join(SCHEMES)}",
         )
     if scheme != "file":
-        return _open_objects(uri, scheme, _patience_s() if patience_s is None else patience_s)
+        patience = Patience(_patience_s() if patience_s is None else patience_s, seconds_left)
+        return _open_objects(uri, scheme, patience)
     if not rest.startswith("/"):
         raise UserError(f"storage path {rest!r} is not absolute")
     storage = PosixStorage(Path(rest), group_sharing=group_sharing)
@@ -76,7 +86,7 @@ def _patience_s() -> float:
     return ATTEMPT_PATIENCE_S if AGENT_FD in os.environ else PATIENCE_S
 
 
-def _open_objects(uri: str, scheme: str, patience_s: float) -> ObjectStorage:
+def _open_objects(uri: str, scheme: str, patience: Patience) -> ObjectStorage:
     parts = urlsplit(uri)
     if "@" in parts.netloc:
         raise UserError(
@@ -87,7 +97,7 @@ def _open_objects(uri: str, scheme: str, patience_s: float) -> ObjectStorage:
     if not bucket:
         raise UserError(f"{uri}: the bucket is missing", hint=f"use {scheme}://bucket/prefix")
     try:
-        return _objects(uri, scheme, bucket, f"{prefix}/" if prefix else "", patience_s)
+        return _objects(uri, scheme, bucket, f"{prefix}/" if prefix else "", patience)
     except ImportError as fault:
         raise UserError(
             f"{scheme}:// needs a package that is not installed ({fault.name or fault})",
@@ -95,14 +105,14 @@ def _open_objects(uri: str, scheme: str, patience_s: float) -> ObjectStorage:
         ) from None
 
 
-def _objects(uri: str, scheme: str, bucket: str, prefix: str, patience_s: float) -> ObjectStorage:
+def _objects(uri: str, scheme: str, bucket: str, prefix: str, patience: Patience) -> ObjectStorage:
     """Imports the client's libraries, which nothing else does."""
     from orchestrator.storage.objects import ObjectStorage
 
     if scheme == "s3":
         from orchestrator.storage.object_s3 import S3Client
 
-        return ObjectStorage(uri, S3Client(bucket, patience_s), prefix)
+        return ObjectStorage(uri, S3Client(bucket, patience), prefix)
     from orchestrator.storage.object_fsspec import FsspecClient
 
     return ObjectStorage(uri, FsspecClient.of(scheme, bucket), prefix)

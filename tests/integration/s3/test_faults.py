@@ -149,6 +149,24 @@ def test_errors_for_ever_end_with_the_patience(
     assert [e.path for e in sound.list("")] == ["before"]
 
 
+def test_a_kill_in_sight_is_the_deadline_of_every_try(storage: Storage, proxy: Proxy) -> None:
+    """A hanging store is left in time to say so; one that comes back late is still used."""
+    end = time.monotonic() + 4.0
+    doomed = open_storage(storage.uri, patience_s=60.0, seconds_left=lambda: end - time.monotonic())
+    proxy.plan = always(Fault("hang"))
+    with pytest.raises(StorageError, match="does not answer"):
+        doomed.put("late", b"1")
+    assert 0.0 < end - time.monotonic() < 2.0, "neither given up at once nor too late"
+    kill = time.monotonic() + 30.0
+    patient = open_storage(
+        storage.uri, patience_s=0.5, seconds_left=lambda: kill - time.monotonic()
+    )
+    until = time.monotonic() + 3.0
+    proxy.plan = lambda _m, _t: SLOW_DOWN if time.monotonic() < until else None
+    patient.put("saved", b"1")
+    assert until < time.monotonic() < kill
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_few_internal_errors_are_not_noticed(storage: Storage, proxy: Proxy, verb: str) -> None:
     proxy.plan = first(3, INTERNAL)

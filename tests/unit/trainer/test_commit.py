@@ -19,7 +19,7 @@ from trainer.assemble import Assembler
 from trainer.commit import Committer
 from trainer.group import Solo
 from trainer.outcome import BaseChanged
-from trainer.parts import Committed, Digests, Failed, Head
+from trainer.parts import Committed, Digests, Failed, Head, Places
 
 DIGESTS = Digests(state="s", rng="r", base="b")
 
@@ -69,7 +69,7 @@ def committer(storage: MemoryStorage, recorded: str | None = None) -> Committer:
         log_seq=1,
     )
     assembler = Assembler(storage, assignment, recorded_base=recorded, clock=FakeClock())
-    return Committer(storage, Solo(), 1, assembler)
+    return Committer(storage, Solo(), Places(1), assembler)
 
 
 def head(step: int = 5) -> Head:
@@ -133,6 +133,18 @@ def test_step_whose_reply_stays_lost_is_not_written_over(storage: LossyStorage) 
     settled = target.settled(5)
     assert isinstance(settled, Committed)
     assert settled.adapter_sha256 == "a"
+
+
+def test_what_a_failed_try_writes_late_is_in_nobodys_way(storage: LossyStorage) -> None:
+    target = committer(storage)
+    late = target.begin(5)
+    outcome = save(target)
+    assert isinstance(outcome, Committed)
+    late.put("model.bin", b"of the first try")
+    (record,) = checkpoints.live_commits(RunLog(storage).read())
+    assert record.commit().directory == layout.checkpoint_dir(1, 5, retry=1)
+    assert checkpoints.verify(storage, record).manifest.step == 5
+    assert target.begin(6).directory == layout.checkpoint_dir(1, 6)
 
 
 def test_replaced_attempt_is_told_so(storage: LossyStorage) -> None:
