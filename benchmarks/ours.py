@@ -251,7 +251,7 @@ def unhashed() -> Iterator[None]:
     nothing = "blake3:" + "0" * 64
     with ExitStack() as stack:
         stack.enter_context(unhashed_files())
-        stack.enter_context(mock.patch.object(saving, "trainable_digest", return_value=nothing))
+        stack.enter_context(mock.patch.object(saving, "tensors_digest", return_value=nothing))
         stack.enter_context(mock.patch.object(saving, "sha256", return_value="0" * 64))
         stack.enter_context(mock.patch.object(engine, "digest_of", return_value=nothing))
         yield

@@ -1,7 +1,8 @@
 """Saves beside training: the rank's side of its saver process (`trainer.saver`).
 
-One save at a time. The loop stages the state in memory and goes on; what became of it is
-learned by all ranks at a later boundary (`trainer.ledger`). No collectives here.
+One save at a time. The loop copies the state and goes on; a thread makes files of the copy, in
+memory that the saver process reads, which stores and commits them. What became of it is learned
+by all ranks at a later boundary (`trainer.ledger`). No collectives here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
@@ -59,6 +61,9 @@ class Background:
         self._memory = staging.memory()
         self._change = threading.Condition()
         self._sending = threading.Lock()
+        self._aside = ThreadPoolExecutor(1, "qvl-stage")
+        self._writer: StagedWriter | None = None
+        self._preparing: Future[None] | None = None
         self._phase: Phase = "idle"
         self._message = ""
         self._reply: Json = None
@@ -69,23 +74,35 @@ class Background:
 
     def stage(self) -> StagedWriter:
         """Takes this rank's files; only while nothing is in hand."""
-        return StagedWriter(self._memory)
+        self._prepared()
+        self._writer = StagedWriter(self._memory)
+        return self._writer
 
-    def submit(self, writer: StagedWriter, digests: Digests, head: Head) -> None:
-        """Hand over what was staged; returns at once."""
-        directory = self._places.next(head.step)
+    def submit(
+        self, step: int, writer: StagedWriter, prepare: Callable[[], tuple[Digests, Head]]
+    ) -> None:
+        """Hand over what was staged, once `prepare` has completed it; returns at once."""
         with self._change:
-            self.step, self._phase, self._reply, self._message = head.step, "storing", None, ""
-        if writer.error is not None:
-            self._set(head.step, "failed", message=describe(writer.error))
-            return
-        self._send(
-            "save",
-            directory=directory,
-            files=[asdict(file) for file in writer.files],
-            digests=to_json(digests),
-            head=to_json(head),
-        )
+            self.step, self._phase, self._reply, self._message = step, "storing", None, ""
+        directory = self._places.next(step)
+        self._preparing = self._aside.submit(self._hand_over, step, directory, writer, prepare)
+
+    def _hand_over(
+        self,
+        step: int,
+        directory: str,
+        writer: StagedWriter,
+        prepare: Callable[[], tuple[Digests, Head]],
+    ) -> None:
+        fields: dict[str, Any] = {"directory": directory}
+        with writer.guard():
+            digests, head = prepare()
+            fields |= {"digests": to_json(digests), "head": to_json(head)}
+            fields["files"] = [asdict(file) for file in writer.files]
+        if writer.error is None:
+            self._send("save", **fields)
+        else:
+            self._set(step, "failed", message=describe(writer.error))
 
     def metrics_are_durable(self, step: int) -> None:
         """The rank's metrics up to `step` are stored; its part may follow."""
@@ -131,12 +148,15 @@ class Background:
 
     def give_up(self) -> None:
         """End the save in hand wherever it stands, by ending the process."""
+        self._give_up()
         self._process.kill()
         self._process.wait()
         self.clear()
 
     def renew(self) -> None:
         """Another saver process after one has died or was given up."""
+        self._give_up()
+        self._prepared()
         self._process.kill()
         self._process.wait()
         self._link.close()
@@ -144,9 +164,20 @@ class Background:
 
     def close(self) -> None:
         """End the process."""
+        self._give_up()
         self._process.kill()
 
     # --- the process
+
+    def _give_up(self) -> None:
+        """Nobody waits for what is being prepared."""
+        if self._writer is not None:
+            self._writer.given_up.set()
+
+    def _prepared(self) -> None:
+        """Waits until nothing is being prepared."""
+        if self._preparing is not None:
+            self._preparing.result()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

@@ -23,9 +23,12 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from orchestrator.storage.protocol import Sink
 from trainer.parts import FileWriter
 
 _ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+UNCHANGING = (ZeroStageEnum, fragment_address)
+"""Types in a state dict whose values stay as they are."""
 _QUANT_STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
 """Names under which bitsandbytes keeps the frozen weights' quantization state."""
 
@@ -63,7 +66,7 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
         """Stream one file."""
         assert self._writer is not None
         name = Path(path).relative_to(self._folder).as_posix()
-        write_tensors(self._writer, name, lambda: state_dict)
+        self._writer.dump(name, state_dict, dump_tensors)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file, allowing no types but the listed ones."""
@@ -78,20 +81,22 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
         return True
 
 
-def write_tensors(writer: FileWriter, path: str, value: Callable[[], object]) -> None:
-    """Stream what `value` gives as a file that torch.load reads.
+def dump_tensors(value: object, sink: Sink) -> None:
+    """Write a file that torch.load reads.
 
     Without torch's own CRC-32, which costs more than the disk and nobody compares: every file
     is hashed by whoever stores it.
     """
     torch.serialization.set_crc32_options(compute_crc32=False)
-    writer.write(path, lambda sink: torch.save(value(), cast(IO[bytes], sink)))
+    torch.save(value, cast(IO[bytes], sink))
 
 
 def install(engine: Any) -> StreamingEngine:
     """Put our checkpoint engine into a DeepSpeed engine."""
     engine.checkpoint_engine = StreamingEngine()
     engine._copy_recovery_script = lambda _path: None
+    # Two collectives a save, to compare the name of a folder that all ranks make of the step.
+    engine.checkpoint_tag_validation_enabled = lambda: False
     engine.module_state_dict = _ModuleState(engine)
     # Walks over thousands of modules, always with the same end; a save waits for each.
     engine._get_shared_params = cache(engine._get_shared_params)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from orchestrator.clock import SystemClock, iso
 from orchestrator.contract import layout
+from orchestrator.contract.continuity import MicroBatch
 from orchestrator.contract.dataset import read_index
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import Json, canonical, digest, from_json, loads, pretty
@@ -35,6 +36,7 @@ from trainer import sampler
 from trainer.assemble import Assembler
 from trainer.background import Background
 from trainer.commit import Committer
+from trainer.continuity import Continuity
 from trainer.group import Group, Solo
 from trainer.ledger import Ledger
 from trainer.metrics import MetricsLog
@@ -110,6 +112,7 @@ class _FakeTraining:
         self._samples = _count_samples(assignment)
         self._per_epoch = sampler.steps_per_epoch(self._samples, self._plan.global_batch)
         self._total = self._total_steps()
+        self._continuity = Continuity(rank, assignment, tolerance=0.0)
         self._group = self._connect()
         closers.append(self._group.close)
         self._storage = open_storage(assignment.storage, seconds_left=rank.board.seconds_left)
@@ -178,8 +181,10 @@ class _FakeTraining:
             self._misfortune(self._step + 1)
             time.sleep(seconds("STEP") / len(batches))
             losses.append([self._state.loss(sample) for sample in batch])
+            self._continuity.check(self._step, count - 1, batch, sum(losses[-1]) / _MODULUS)
             if count < len(batches) and self._ledger.vote().stop:
                 self._state = window
+                self._continuity.interrupted(self._step, _micro_batches(batches, losses))
                 self._ledger.stop(self._step, micro=count)
         self._finish_step(block, losses)
 
@@ -243,7 +248,7 @@ class _FakeTraining:
     def _stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
         writer = self._background.stage()
         digests, head = self._capture(writer, step, trigger, pending_eval)
-        self._background.submit(writer, digests, head)
+        self._background.submit(step, writer, lambda: (digests, head))
         self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
 
     def _salvage(self, step: int) -> int:
@@ -319,6 +324,16 @@ class _FakeTraining:
             raise RuntimeError("crash (asked for)")
         while _is_at("HANG", step, self._number):
             time.sleep(60.0)
+
+
+def _micro_batches(
+    batches: Sequence[tuple[int, ...]], losses: Sequence[Sequence[int]]
+) -> list[MicroBatch]:
+    """Those that have their losses already."""
+    return [
+        MicroBatch(samples=batch, loss=(sum(own) / _MODULUS).hex())
+        for batch, own in zip(batches, losses, strict=False)
+    ]
 
 
 def _count_samples(assignment: Assignment) -> int:

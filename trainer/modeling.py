@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,16 @@ class Loaded:
         }
 
 
-def load_model(job: ResolvedJob, device: torch.device, snapshot: Path | None = None) -> Loaded:
+def load_model(
+    job: ResolvedJob,
+    device: torch.device,
+    snapshot: Path | None = None,
+    base_loaded: Callable[[], object] = lambda: None,
+) -> Loaded:
     """Load the base as the job says, freeze it, and add fresh adapters in float32.
 
     snapshot: folder with the base quantized as the job says (trainer.quantized)
+    base_loaded: called when the base is there, before the adapters are made
 
     The adapters' values depend on torch's global seed alone, which the caller sets first.
     Gradient checkpointing is switched on (never reentrant) only if `training` asks for it.
@@ -119,6 +125,7 @@ def load_model(job: ResolvedJob, device: torch.device, snapshot: Path | None = N
     processor = VisionChatProcessor.from_pretrained(folder, family)
     config = _lora_config(job.lora, family)
     base, plan = _load_base(job, folder, device, snapshot)
+    base_loaded()
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError) as fault:
@@ -190,10 +197,19 @@ def trainable_digest(model: nn.Module) -> str:
     Wrapping by DDP or by a DeepSpeed engine does not change it (ZeRO-3 is not supported:
     there a rank holds only its part).
     """
+    return tensors_digest(trainable_parameters(model))
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What `trainable_digest` is made of."""
+    return {_unwrapped(n): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """`blake3:<hex>` over names, types, shapes and bytes."""
     digest = blake3()
-    trainable = {_unwrapped(n): p for n, p in model.named_parameters() if p.requires_grad}
-    for name in sorted(trainable):
-        _add(digest, name, trainable[name])
+    for name in sorted(tensors):
+        _add(digest, name, tensors[name])
     return f"blake3:{digest.hexdigest()}"
 
 

@@ -9,12 +9,16 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
 from orchestrator.errors import QvlError, StorageError
 from orchestrator.storage.protocol import Sink, Storage
+
+Dumper = Callable[[Any, Sink], object]
+"""Writes a value as a file's bytes."""
 
 
 class Places:
@@ -50,6 +54,10 @@ class FileWriter(ABC):
         with self.guard():
             if self.error is None:
                 self._write(path, produce)
+
+    def dump(self, path: str, value: object, dumper: Dumper) -> None:
+        """Take one file with what `dumper` makes of `value`."""
+        self.write(path, lambda sink: dumper(value, sink))
 
     def put(self, path: str, data: bytes) -> None:
         """Take a small file."""

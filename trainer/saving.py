@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from peft import get_peft_model_state_dict
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import Trigger
 from orchestrator.storage.hashing import sha256
+from orchestrator.storage.protocol import Sink
 from trainer import engine, rng, tensorfile
+from trainer.arena import Arena, Copies
 from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
 from trainer.compact import needed
 from trainer.metrics import MetricsLog
-from trainer.modeling import trainable_digest
+from trainer.modeling import tensors_digest, trainable_parameters
 from trainer.parts import Committed, Digests, Failed, FileWriter, Head
 from trainer.window import LossState
 
@@ -32,6 +34,46 @@ CONFIG = "adapter_config.json"
 def loss_file(rank: int) -> str:
     """Name of the file with a rank's LossState."""
     return f"qvl_loss_{rank}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The state in memory that a checkpoint is made of, and what is hashed of it."""
+
+    optimizer: Any
+    """Leaves of the optimizer's state and the fp32 master weights, with their paths."""
+    trainable: Mapping[str, torch.Tensor]
+    adapter: Mapping[str, torch.Tensor]
+    """By PEFT's names. Like `trainable` empty but on rank 0."""
+    rng: rng.RngState
+
+    def copied(self, copies: Copies) -> Content:
+        """The same, unchanged by later steps."""
+        return Content(*(copies.of(getattr(self, field.name)) for field in fields(self)))
+
+    def hashes(self) -> Hashes:
+        """Mostly outside of the interpreter, so that a thread may make them aside."""
+        state, random = engine.digest_of(self.optimizer), rng.digest(self.rng)
+        if not self.adapter:
+            return Hashes(state, random)
+        return Hashes(
+            state,
+            random,
+            adapter_digest=tensors_digest(self.trainable),
+            adapter_sha256=sha256(tensorfile.blocks(self.adapter)),
+            needed_bytes=needed((t.numel(), t.element_size()) for t in self.adapter.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Hashes of a Content; rank 0's have the adapter's too."""
+
+    state: str
+    rng: str
+    adapter_digest: str = ""
+    adapter_sha256: str = ""
+    needed_bytes: int = 0
 
 
 class Saver:
@@ -59,20 +101,39 @@ class Saver:
         self._global_batch = global_batch
         self._number = int(trainer.args.process_index)
         self._adapter = Adapter(trainer.model)
+        self._trainable = trainable_parameters(trainer.model)
+        self._config: bytes | None = None
         self._aside = ThreadPoolExecutor(1, "qvl-hash")
+        self._arena = Arena(engine.UNCHANGING)
 
     def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
         """Save and commit. Raises as Committer.commit; other failures are returned."""
         writer = self._committer.begin(step)
         self._metrics.flush()
-        digests, head = self._capture(writer, step, trigger, pending_eval)
+        head = self._head(step, trigger, pending_eval)
+        content = self._content(writer)
+        hashed = self._aside.submit(content.hashes) if content else None
+        self._files(writer, content)
+        digests, head = self._noted(writer, head, hashed.result if hashed else None)
         return self._committer.commit(writer, digests, head)
 
     def stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
-        """Copy the state and leave the rest to the saver process."""
+        """Copy the state; all else happens beside training."""
         writer = self._background.stage()
-        digests, head = self._capture(writer, step, trigger, pending_eval)
-        self._background.submit(writer, digests, head)
+        head = self._head(step, trigger, pending_eval)
+        content = self._content(writer)
+        self._files(writer, content)
+        with writer.guard():
+            copies = self._arena.copies()
+            writer.freeze(copies.of)
+            content = content.copied(copies) if content else None
+            copies.settle()
+
+        def prepare() -> tuple[Digests, Head]:
+            writer.complete()
+            return self._noted(writer, head, content.hashes if content else None)
+
+        self._background.submit(step, writer, prepare)
         self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
 
     def salvage(self, step: int) -> int:
@@ -81,12 +142,9 @@ class Saver:
         self._committer.salvage(step, {ADAPTER: adapter, CONFIG: self._adapter_config()})
         return len(adapter)
 
-    def _capture(
-        self, writer: FileWriter, step: int, trigger: Trigger, pending_eval: bool
-    ) -> tuple[Digests, Head]:
-        """All files of this rank into `writer`."""
+    def _head(self, step: int, trigger: Trigger, pending_eval: bool) -> Head:
         self._trainer.store_flos()
-        head = Head(
+        return Head(
             step=step,
             epoch=step // self._steps_per_epoch,
             samples_seen=step * self._global_batch,
@@ -94,92 +152,65 @@ class Saver:
             learning_rate_hex=float(self._trainer._get_learning_rate()).hex(),
             pending_eval=pending_eval,
         )
-        hashes = _Hashes(self._aside, self._trainer)
-        with writer.guard():
-            hashes.begin()
-        if self._number == 0:
-            self._write_shared(writer, hashes)
-        engine.save(self._trainer.deepspeed, writer, self._scratch / "deepspeed")
-        with writer.guard():
-            if self._number == 0:
-                head = hashes.complete(head)
-        return self._write_own(writer, hashes), head
 
-    def _write_shared(self, writer: FileWriter, hashes: _Hashes) -> None:
-        """Adapter, scheduler and trainer state: rank 0's."""
-        trainer = self._trainer
+    def _content(self, writer: FileWriter) -> Content | None:
+        """By reference; None if that failed, which `writer` keeps."""
+        trainer, first = self._trainer, self._number == 0
         with writer.guard():
-            adapter = self._adapter.tensors()
-            hashes.begin_adapter(adapter)
-            writer.write(ADAPTER, lambda sink: [sink.write(b) for b in tensorfile.blocks(adapter)])
-            writer.put(CONFIG, self._adapter_config())
-            scheduler = trainer.lr_scheduler.state_dict()
-            engine.write_tensors(writer, "scheduler.pt", lambda: scheduler)
-            state = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True)
-            writer.put("trainer_state.json", state.encode() + b"\n")
-
-    def _write_own(self, writer: FileWriter, hashes: _Hashes) -> Digests:
-        """Random states and loss accounting of this rank; its digests."""
-        args, number = self._trainer.args, self._number
-        with writer.guard():
-            state = rng.capture(distributed=args.world_size > 1)
-            name = rng.file_name(number, args.world_size)
-            engine.write_tensors(writer, name, lambda: state)
-            writer.put(loss_file(number), pretty(LossState.of(self._trainer).to_json()))
-            base, again = self._base.results()
-            return Digests(
-                state=hashes.state(),
-                rng=rng.digest(state),
-                base=base,
-                base_again=again,
+            return Content(
+                optimizer=engine.state_of(trainer.deepspeed),
+                trainable=dict(self._trainable) if first else {},
+                adapter=self._adapter.tensors() if first else {},
+                rng=rng.capture(distributed=trainer.args.world_size > 1),
             )
-        return Digests(state="", rng="")
+        return None
+
+    def _files(self, writer: FileWriter, content: Content | None) -> None:
+        """All files of this rank into `writer`; collective, whatever has failed before."""
+        trainer, number = self._trainer, self._number
+        with writer.guard():
+            if content is not None:
+                random_states = rng.file_name(number, trainer.args.world_size)
+                writer.dump(random_states, content.rng, engine.dump_tensors)
+            writer.put(loss_file(number), pretty(LossState.of(trainer).to_json()))
+            if number == 0 and content is not None:
+                writer.dump(ADAPTER, content.adapter, _dump_adapter)
+                writer.put(CONFIG, self._adapter_config())
+                scheduler = trainer.lr_scheduler.state_dict()
+                writer.dump("scheduler.pt", scheduler, engine.dump_tensors)
+                state = json.dumps(asdict(trainer.state), indent=2, sort_keys=True)
+                writer.put("trainer_state.json", state.encode() + b"\n")
+        engine.save(trainer.deepspeed, writer, self._scratch / "deepspeed")
+
+    def _noted(
+        self, writer: FileWriter, head: Head, hashed: Callable[[], Hashes] | None
+    ) -> tuple[Digests, Head]:
+        """What the manifests say of the state."""
+        with writer.guard():
+            hashes = hashed() if hashed and writer.error is None else Hashes("", "")
+            base, again = self._base.results()
+            digests = Digests(state=hashes.state, rng=hashes.rng, base=base, base_again=again)
+            return digests, replace(
+                head,
+                adapter_digest=hashes.adapter_digest,
+                adapter_sha256=hashes.adapter_sha256,
+                needed_bytes=hashes.needed_bytes,
+            )
+        return Digests(state="", rng=""), head
 
     def _adapter_config(self) -> bytes:
-        config = self._trainer.model.active_peft_config
-        before = config.inference_mode
-        folder = self._scratch / "adapter"
-        config.inference_mode = True
-        try:
-            config.save_pretrained(str(folder))
-        finally:
-            config.inference_mode = before
-        return (folder / CONFIG).read_bytes()
-
-
-class _Hashes:
-    """Hashes of the state in memory, made by another thread while the files are written.
-
-    Each method raises what went wrong in that thread.
-    """
-
-    def __init__(self, aside: Executor, trainer: Any) -> None:
-        self._aside = aside
-        self._trainer = trainer
-
-    def begin(self) -> None:
-        """Of the optimizer's state."""
-        state = engine.state_of(self._trainer.deepspeed)
-        self._state = self._aside.submit(engine.digest_of, state)
-
-    def begin_adapter(self, adapter: Mapping[str, torch.Tensor]) -> None:
-        """Of the adapter, as tensors and as a file."""
-        self._needed = needed((t.numel(), t.element_size()) for t in adapter.values())
-        self._digest = self._aside.submit(trainable_digest, self._trainer.model)
-        self._sha256 = self._aside.submit(sha256, tensorfile.blocks(adapter))
-
-    def state(self) -> str:
-        """The optimizer's."""
-        return self._state.result()
-
-    def complete(self, head: Head) -> Head:
-        """The head with the adapter's."""
-        return dataclasses.replace(
-            head,
-            adapter_digest=self._digest.result(),
-            adapter_sha256=self._sha256.result(),
-            needed_bytes=self._needed,
-        )
+        """PEFT's own file; it stays the same while one trains."""
+        if self._config is None:
+            config = self._trainer.model.active_peft_config
+            before = config.inference_mode
+            folder = self._scratch / "adapter"
+            config.inference_mode = True
+            try:
+                config.save_pretrained(str(folder))
+            finally:
+                config.inference_mode = before
+            self._config = (folder / CONFIG).read_bytes()
+        return self._config
 
 
 class Adapter:
@@ -204,3 +235,8 @@ class Adapter:
 
 def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
+
+
+def _dump_adapter(tensors: Mapping[str, torch.Tensor], sink: Sink) -> None:
+    for block in tensorfile.blocks(tensors):
+        sink.write(block)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from trainer import staging
 from trainer.saver import _copier
-from trainer.staging import StagedWriter
+from trainer.staging import GivenUp, StagedWriter
 
 
 def content(fd: int, writer: StagedWriter) -> dict[str, bytes]:
@@ -50,4 +51,31 @@ def test_the_first_error_is_kept() -> None:
     writer.write("a", fail)
     writer.put("b", b"x")
     assert str(writer.error) == "no such tensor"
+    assert writer.files == []
+
+
+def test_what_is_dumped_is_copied_by_freeze_and_written_by_complete() -> None:
+    fd = staging.memory()
+    writer, value = StagedWriter(fd), [1, 2]
+    writer.dump("values", value, lambda v, sink: sink.write(bytes(v)))
+    writer.put("now", b"x")
+    writer.freeze(list)
+    value.append(3)
+    assert content(fd, writer) == {"now": b"x"}
+    writer.complete()
+    assert content(fd, writer) == {"now": b"x", "values": b"\1\2"}
+
+
+def test_a_save_that_is_given_up_ends_at_its_next_write() -> None:
+    writer = StagedWriter(staging.memory())
+
+    def dump(_value: object, sink: Any) -> None:
+        sink.write(b"1")
+        writer.given_up.set()
+        sink.write(b"2")
+
+    writer.dump("a", None, dump)
+    writer.dump("b", None, dump)
+    writer.complete()
+    assert isinstance(writer.error, GivenUp)
     assert writer.files == []
