@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from orchestrator.contract import layout
+from orchestrator.contract.continuity import loss_tolerance
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
@@ -24,6 +25,7 @@ from trainer.assemble import Assembler
 from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
+from trainer.continuity import Continuity
 from trainer.dataset import Collator, load_dataset
 from trainer.gloo import make_group
 from trainer.gradients import GradientWatch
@@ -66,13 +68,13 @@ def build(
 
     def load(snapshot: Path | None) -> Loaded:
         set_seed(args.seed)
-        return load_model(job, device, snapshot)
+        return load_model(job, device, snapshot, base_loaded=lambda: rank.phase("base"))
 
     loaded = source.load(load)
     if start.kind == "weights":
         restore.load_weights_only(loaded.model, start.directory or "")
     GradientWatch(loaded.model)
-    rank.phase("model")
+    rank.phase("adapter")
     data = Data(assignment, args, rank, loaded)
     parts = _parts(rank, assignment, group, manifest, loaded, data, source)
     closers[:0] = [parts.steps.close, parts.background.close]
@@ -154,9 +156,11 @@ def _parts(
 ) -> Parts:
     storage = open_storage(assignment.storage, seconds_left=rank.board.seconds_left)
     places = Places(assignment.attempt)
+    device = next(loaded.model.parameters()).device.type
+    tolerance = _tolerance(manifest, device)
     base: dict[str, Any] = {
         "recorded_base": source.recorded,
-        "base_facts": {"base_device": next(loaded.model.parameters()).device.type},
+        "base_facts": {"base_device": device, "loss_tolerance": tolerance},
     }
     background = Background(assignment, rank.number, places, **base)
     base_watch = BaseWatch((lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None)
@@ -175,12 +179,19 @@ def _parts(
         background=background,
         base=base_watch,
         steps=_step_log(storage, rank, group, assignment),
+        continuity=Continuity(rank, assignment, tolerance),
         sampler=data.sampler,
         loader=data.loader,
         evaluation_loader=data.evaluation_loader,
         manifest=manifest,
         keeper=source.keeper(loaded, base_watch),
     )
+
+
+def _tolerance(manifest: CheckpointManifest | None, device: str) -> float:
+    """What the run's first start recorded; wider where another type of device goes on."""
+    recorded = {} if manifest is None else manifest.facts
+    return max(float(recorded.get("loss_tolerance", 0.0)), loss_tolerance(device))
 
 
 def _recorded_base(manifest: CheckpointManifest | None, device: str) -> str | None:

@@ -7,6 +7,7 @@ training runs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
+from orchestrator.contract import proof
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
 from trainer import evaluation, restore, rng
 from trainer.background import Background
 from trainer.base import BaseWatch
 from trainer.commit import Committer
+from trainer.continuity import Continuity
 from trainer.engine import install
 from trainer.group import Group
 from trainer.ledger import Ledger
@@ -46,6 +50,7 @@ class Parts:
     background: Background
     base: BaseWatch
     steps: StepLog
+    continuity: Continuity
     sampler: RankBatchSampler
     loader: Any
     evaluation_loader: Any | None
@@ -95,6 +100,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self._window_size = 0
         self._window: WindowStart | None = None
         self._entered = False
+        self._found: restore.Found | None = None
 
     # --- what the Trainer asks for -------------------------------------------------------
 
@@ -108,7 +114,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         manifest = self._parts.manifest
         if resume is not None and manifest is not None:
             allowed = self._parts.assignment.allow_change
-            restore.load_engine(
+            self._found = restore.load_engine(
                 self,
                 resume,
                 manifest,
@@ -145,6 +151,9 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
             self._ledger.stop(self.state.global_step, micro=0)
         if self.state.global_step == self._start_step:
             self._parts.rank.phase("training")
+        if self.state.global_step == self._start_step:
+            samples = [i for batch in batches for i in batch["sample_index"].tolist()]
+            restore.check_order(samples, self._parts.sampler, self._start_step)
         self._micro, self._window_size = 0, num_batches
         self._parts.steps.begin()
         return batches, self._get_num_items_in_batch(batches, device)
@@ -156,11 +165,15 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         samples = inputs.pop("sample_index").tolist()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._parts.steps.micro_batch(samples, loss)
+        step, continuity = self.state.global_step, self._parts.continuity
+        if continuity.waits(step, self._micro):
+            continuity.check(step, self._micro, samples, float(loss))
         self._micro += 1
         if self._micro < self._window_size and self._ledger.vote().stop:
             assert self._window is not None
             self._window.rewind(self)
-            self._ledger.stop(self.state.global_step, micro=self._micro)
+            continuity.interrupted(step, self._parts.steps.computed())
+            self._ledger.stop(step, micro=self._micro)
         return loss
 
     def _maybe_log_save_evaluate(
@@ -173,6 +186,8 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self._handled = step
         evaluate = self._evaluation_due()
         self._parts.steps.end(step, self.state.max_steps, learning_rate, grad_norm)
+        if step == self._start_step + 1:
+            self._parts.rank.phase("first step")
         self.control.should_log |= self._epoch_ends(self.args.logging_strategy)
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
@@ -184,6 +199,8 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
             self._ledger.begin_save(step, pending_eval=evaluate)
         if evaluate:
             self._evaluate_now()
+            if self._is_best(step) and not (vote.save_due or last):
+                self._ledger.begin_save(step)
         if last:
             self._ledger.finish(self.state.global_step)
 
@@ -210,16 +227,25 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         loss = restore.load_loss(resume, self._parts.rank.number)
         if loss is not None:
             loss.apply(self)
-        self._ledger.tell(
-            "resumed",
-            step=manifest.step,
-            learning_rate_hex=manifest.learning_rate_hex,
-            adapter_digest=manifest.adapter_digest,
-        )
+        self._tell_resumed(resume, manifest)
         if manifest.pending_eval and self._parts.evaluation_loader is not None:
             self._evaluate_now()
         if self.state.global_step >= self.state.max_steps:
             self._ledger.finish(self.state.global_step)
+
+    def _tell_resumed(self, resume: str, manifest: CheckpointManifest) -> None:
+        """What every rank found after the load, beside what the manifest recorded."""
+        parts = self._parts
+        random = restore.load_rng(resume, manifest, parts.rank.number, parts.group.size)
+        mine = {**to_json(self._found), "rng_digest": random}
+        all_ranks = parts.group.gather(mine)
+        self._ledger.tell(
+            "resumed",
+            step=manifest.step,
+            schedule_hex=all_ranks[0]["schedule_hex"],
+            found=proof.of_ranks(all_ranks),
+            recorded=proof.of_manifest(manifest),
+        )
 
     def _epoch_ends(self, strategy: IntervalStrategy) -> bool:
         """True if `strategy` is by epochs and this step is an epoch's last."""
@@ -231,6 +257,16 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         delayed = self.args.eval_delay > (self.state.epoch or 0)
         due = bool(self.control.should_evaluate) or (by_epoch and not delayed)
         return due and self._parts.evaluation_loader is not None
+
+    def _is_best(self, step: int) -> bool:
+        """Whether this step is one of those that `checkpoint.keep_best` keeps, as of now.
+
+        The Trainer's history stands in every checkpoint, so a resumed run answers alike.
+        """
+        count = self._parts.assignment.job.checkpoint.keep_best
+        history = (e for e in self.state.log_history if "eval_loss" in e)
+        losses = {e["step"]: e["eval_loss"] for e in history if math.isfinite(e["eval_loss"])}
+        return step in sorted(losses, key=lambda s: (losses[s], s))[:count]
 
     def _evaluate_now(self) -> None:
         """Evaluate between two steps, leaving no trace in the training state."""

@@ -7,8 +7,9 @@ manifest recorded when it was saved. Every difference is a ContractRefused that 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,22 @@ from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.errors import ContractRefused
 from trainer import engine, rng
 from trainer.modeling import trainable_digest
+from trainer.sampler import RankBatchSampler, rank_block, step_indices
 from trainer.saving import ADAPTER, loss_file
 from trainer.window import LossState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What one rank finds in memory after a load."""
+
+    learning_rate_hex: str
+    """Of the optimizer's next step."""
+    schedule_hex: str | None
+    """The same by the schedule's closed form; None where it has none, or may differ."""
+    adapter_digest: str
+    state_digest: str
+    """Of the optimizer's state and the master weights of this rank."""
 
 
 def read_manifest(directory: str) -> CheckpointManifest:
@@ -56,8 +71,8 @@ def load_engine(
     rank: int,
     *,
     schedule_may_differ: bool,
-) -> None:
-    """Restore weights, optimizer and scheduler. Raises ContractRefused.
+) -> Found:
+    """Restore weights, optimizer and scheduler; tells what is there now. Raises ContractRefused.
 
     schedule_may_differ: the user allowed a change that may bend the learning rate's curve
     """
@@ -67,21 +82,27 @@ def load_engine(
         trainer._load_optimizer_and_scheduler(named)
         trainer._load_scaler(named)
     _check_names(trainer.model, names)
-    _same("trainable weights", trainable_digest(trainer.model), manifest.adapter_digest)
+    adapter = trainable_digest(trainer.model)
+    _same("trainable weights", adapter, manifest.adapter_digest)
     if rank >= len(manifest.rank_digests):
         raise ContractRefused(f"the checkpoint has no state of rank {rank}")
     # The rate is part of the optimizer's state too: named first, it gets its own words.
-    _same("learning rate", _rate(trainer).hex(), manifest.learning_rate_hex)
+    rate = _rate(trainer).hex()
+    _same("learning rate", rate, manifest.learning_rate_hex)
     state = engine.state_digest(trainer.deepspeed)
     _same(f"optimizer state of rank {rank}", state, manifest.rank_digests[rank])
+    closed = None
     if schedule_may_differ:
         _use_rates(trainer, rates)
     else:
-        _check_schedule(trainer, manifest)
+        closed = _check_schedule(trainer, manifest)
+    return Found(
+        learning_rate_hex=rate, schedule_hex=closed, adapter_digest=adapter, state_digest=state
+    )
 
 
-def load_rng(directory: str, manifest: CheckpointManifest, rank: int, world_size: int) -> None:
-    """Restore this rank's random states. Raises ContractRefused."""
+def load_rng(directory: str, manifest: CheckpointManifest, rank: int, world_size: int) -> str:
+    """Restore this rank's random states; their digest. Raises ContractRefused."""
     path = Path(directory) / rng.file_name(rank, world_size)
     try:
         with safe_globals():
@@ -90,6 +111,25 @@ def load_rng(directory: str, manifest: CheckpointManifest, rank: int, world_size
         raise ContractRefused(f"random states of rank {rank}: {fault}") from None
     found = rng.digest(rng.capture(distributed=world_size > 1))
     _same(f"random states of rank {rank}", found, manifest.rng_digests[rank])
+    return found
+
+
+def check_order(samples: Sequence[int], sampler: RankBatchSampler, step: int) -> None:
+    """Compare what the loader gives for the step after `step` with what the data order says.
+
+    The loader skips its way there; the order is a function of the step's number alone. Raises
+    ContractRefused.
+    """
+    epoch, position = divmod(step, sampler.steps)
+    plan = sampler.plan
+    indices = step_indices(sampler.seed, epoch, position, sampler.samples, plan.global_batch)
+    wanted = rank_block(indices, sampler.rank, plan.world_size)
+    if tuple(samples) != wanted[: len(samples)]:
+        raise ContractRefused(
+            f"samples of step {step + 1} on rank {sampler.rank}: the loader gives "
+            f"{list(samples)}, the data order is {list(wanted)}",
+            hint="report this; it is a fault of the trainer",
+        )
 
 
 def load_loss(directory: str, rank: int) -> LossState | None:
@@ -142,14 +182,15 @@ def _use_rates(trainer: Any, rates: list[Any]) -> None:
             group["lr"], group["initial_lr"] = rate, first
 
 
-def _check_schedule(trainer: Any, manifest: CheckpointManifest) -> None:
-    """A closed-form schedule gives the rate as a function of the step alone."""
+def _check_schedule(trainer: Any, manifest: CheckpointManifest) -> str | None:
+    """A closed-form schedule gives the rate as a function of the step alone: that rate."""
     scheduler = trainer.lr_scheduler
     if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        return
+        return None
     rate = scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch)
     name = f"learning rate of the schedule at step {scheduler.last_epoch}"
     _same(name, float(rate).hex(), manifest.learning_rate_hex)
+    return float(rate).hex()
 
 
 def _same(name: str, found: str, recorded: str) -> None:

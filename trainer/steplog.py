@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 
 from orchestrator.clock import Clock, SystemClock, iso
+from orchestrator.contract.continuity import MicroBatch
 from orchestrator.contract.event import StepMetrics
 from trainer.gloo import mean_of_ranks
 from trainer.group import Group
@@ -35,7 +37,7 @@ class StepLog:
         self._board = board
         self._attempt = attempt
         self._clock = clock or SystemClock()
-        self._samples: list[int] = []
+        self._samples: list[tuple[int, ...]] = []
         self._losses: list[torch.Tensor] = []
         self._ended = time.monotonic()
 
@@ -45,8 +47,15 @@ class StepLog:
 
     def micro_batch(self, samples: Sequence[int], loss: torch.Tensor) -> None:
         """One micro-batch went forward and backward."""
-        self._samples.extend(samples)
+        self._samples.append(tuple(samples))
         self._losses.append(loss)
+
+    def computed(self) -> list[MicroBatch]:
+        """The micro-batches of this window so far. Waits for the device."""
+        return [
+            MicroBatch(samples=samples, loss=float(loss).hex())
+            for samples, loss in zip(self._samples, self._losses, strict=True)
+        ]
 
     def end(self, step: int, total: int, learning_rate: float | None, grad_norm: object) -> None:
         """The step is done. Collective: the loss is the mean over the ranks."""
@@ -66,7 +75,7 @@ class StepLog:
                 learning_rate=learning_rate or 0.0,
                 grad_norm=norm,
                 time=iso(self._clock.now()),
-                samples=tuple(self._samples),
+                samples=tuple(chain.from_iterable(self._samples)),
                 micro_losses=tuple(float(loss).hex() for loss in self._losses),
             )
         )

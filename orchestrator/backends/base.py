@@ -109,8 +109,19 @@ class RemembersRuns(Protocol):
     def forget_run(self, run_id: str, backend_id: str) -> None:
         """Remove everything of the run."""
 
+    def start_controller(self, job: ResolvedJob, spec: TrainSpec) -> str:
+        """A controller of the run that lives where the jobs do; how it is called there."""
+
     def discover(self) -> Sequence[Found]:
         """The runs that it knows of, whoever submitted them."""
+
+
+@runtime_checkable
+class Wakes(Protocol):
+    """A backend that can say when it is worth looking again."""
+
+    def wait(self, seconds: float, backend_id: str | None = None) -> None:
+        """Return when that job (None: any) may have changed, or when the time is over."""
 
 
 _BACKENDS = {

@@ -66,7 +66,7 @@ def once(*, as_json: bool) -> int:
     type=click.FloatRange(min=0.1),
     default=10.0,
     show_default=True,
-    help="Seconds between passes.",
+    help="Longest time between passes, in seconds.",
 )
 @click.option(
     "--discover", is_flag=True, help="Also the runs that this Kubernetes namespace knows of."
@@ -79,15 +79,14 @@ def run(*, interval: float, discover: bool, as_json: bool) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = _Report(as_json, changes_only=True)
-    clock = SystemClock()
-    rounds = Rounds(registry(), clock)
-    note(f"looking after runs every {interval:g} s; Ctrl-C ends it, runs go on")
+    rounds = Rounds(registry(), SystemClock())
+    note(f"looking after runs at least every {interval:g} s; Ctrl-C ends it, runs go on")
     try:
         while True:
             if discover:
                 _discover(rounds, report)
             rounds.once(report)
-            clock.sleep(interval)
+            rounds.wait(interval)
     except KeyboardInterrupt:
         note("interrupted; `controller once`, or another controller, takes the runs up again")
     finally:

@@ -69,6 +69,16 @@ def _follow(run: Run, screen: _Screen) -> dict[str, Any]:
         run.clock.sleep(POLL_S)
 
 
+def leave_controller(run: Run) -> None:
+    """See to it that somebody looks after a run that was just submitted; say who, if not plain."""
+    try:
+        said = loop.leave_controller(run, loop.PATIENCE_S)
+    except QvlError as fault:
+        said = f"no controller could be started: {fault}"
+    if said:
+        note(said)
+
+
 def _ensure_controller(run: Run) -> None:
     try:
         loop.look_after(run)

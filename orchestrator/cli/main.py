@@ -50,6 +50,7 @@ COMMANDS = {
     "export": "Write a run's adapter as a folder that plain PEFT loads.",
     "merge": "Write the base model with a run's adapter merged into it.",
     "generate": "Ask what a run has trained about a picture.",
+    "verify": "Prove that a run's attempts are one training.",
     "template": "Look at, check and start a site's batch template.",
     "drill": "Preempt a short copy of a job on purpose, and compare.",
     "doctor": "Say what of this place endangers a run, and the cure.",

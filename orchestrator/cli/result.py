@@ -180,14 +180,19 @@ def _evaluations(events: list[dict[str, Any]], last: int) -> Iterator[tuple[int,
 
 
 def _events(storage: Storage, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Events of the attempts' agents, by attempt; lines that cannot be read are passed over."""
+    """Events of the attempts' agents, by attempt."""
     for claim in attempts.read_claims(storage):
-        parent = f"{layout.attempt_dir(claim.attempt)}events/"
-        writers = {e.path.rpartition("/")[0] for e in storage.list(parent, deep=True)}
-        for writer in sorted(writers):
-            for _, line in read_segments(storage, f"{writer}/"):
-                if isinstance(line, dict) and line.get("kind") in kinds:
-                    yield line
+        yield from read_events(storage, claim.attempt, kinds)
+
+
+def read_events(storage: Storage, attempt: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Events of one attempt's agents, their data a mapping; what cannot be read is passed over."""
+    parent = f"{layout.attempt_dir(attempt)}events/"
+    writers = {e.path.rpartition("/")[0] for e in storage.list(parent, deep=True)}
+    for writer in sorted(writers):
+        for _, line in read_segments(storage, f"{writer}/"):
+            if isinstance(line, dict) and line.get("kind") in kinds:
+                yield {**line, "data": line.get("data") or {}}
 
 
 def replaced_counts(storage: Storage) -> dict[str, int]:

@@ -65,7 +65,8 @@ def command(
     as_json: bool,
 ) -> int:
     """Resume a run (see `_HELP`)."""
-    from orchestrator.controller import actions, loop
+    from orchestrator.cli.follow import follow_to_end, leave_controller
+    from orchestrator.controller import actions
 
     if restart_from == "scratch" and ref is not None:
         raise UsageError("--restart-from scratch starts without a checkpoint: leave out --from")
@@ -80,13 +81,11 @@ def command(
         reset_batch_plan=reset_batch_plan,
         job=_changed_job(job, overrides, site),
     )
-    loop.leave_controller(chosen)
-    _announce(chosen.run_id, number, as_json)
-    if not wait:
-        return 0
-    from orchestrator.cli.follow import follow_to_end
-
-    return follow_to_end(chosen)
+    try:
+        _announce(chosen.run_id, number, as_json)
+    finally:
+        leave_controller(chosen)
+    return follow_to_end(chosen) if wait else 0
 
 
 def _changed_job(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +129,20 @@ def _more(entry: RunEntry, snapshot: Snapshot, verbose: bool) -> list[str]:
         facts.append(("template", template))
     if verbose:
         facts += [
+            ("start-up", _startup(snapshot.row.get("startup"))),
             ("run directory", entry.uri),
             ("job", snapshot.row.get("backend_job_id")),
             ("reason", snapshot.row.get("reason")),
             ("message", snapshot.row.get("message")),
         ]
     return [f"    {name}: {value}" for name, value in facts if value]
+
+
+def _startup(stages: Mapping[str, float] | None) -> str | None:
+    """Stage by stage; no sum, because rank 0 imports while the helper chooses."""
+    if not stages:
+        return None
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
 
 
 def _footer(

@@ -66,18 +66,16 @@ def command(
     if dry_run:
         _print_dry_run(resolved, settings, as_json)
         return 0
+    from orchestrator.cli.follow import follow_to_end, leave_controller
     from orchestrator.clock import SystemClock
-    from orchestrator.controller import loop
     from orchestrator.controller.submit import submit
 
     run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    loop.leave_controller(run)
-    _announce(run, as_json)
-    if not wait:
-        return 0
-    from orchestrator.cli.follow import follow_to_end
-
-    return follow_to_end(run)
+    try:
+        _announce(run, as_json)
+    finally:
+        leave_controller(run)
+    return follow_to_end(run) if wait else 0
 
 
 def read_job(

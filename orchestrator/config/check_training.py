@@ -215,6 +215,12 @@ def _workers(training: Mapping[str, Any]) -> Iterator[Fault]:
 def _evaluation(job: JobSpec) -> Iterator[Fault]:
     training = job.training
     strategy = training.get("eval_strategy")
+    if job.checkpoint.keep_best and (job.data.eval is None or strategy in (None, "no")):
+        yield Fault(
+            ("checkpoint", "keep_best"),
+            "nothing is evaluated, so none is the best",
+            "set data.eval and training.eval_strategy, or remove it",
+        )
     asked = [name for name in ("eval_steps", "eval_on_start", "eval_delay") if training.get(name)]
     if strategy not in (None, "no"):
         asked.insert(0, "eval_strategy")

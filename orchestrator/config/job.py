@@ -164,6 +164,11 @@ class CheckpointSection(Section):
     keep_last: Positive = Field(
         default=2, description="Verified checkpoints that are kept, at least 1."
     )
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0,
+        description="Checkpoints that are kept besides, whatever comes later: those with the "
+        "lowest loss on data.eval. A step that belongs to them is saved once it is evaluated.",
+    )
     local_dir: Text | None = Field(
         default=None,
         description="Folder on the node's own disk that gets a copy of each checkpoint: a faster "

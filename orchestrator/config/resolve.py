@@ -116,11 +116,12 @@ def site_faults(job: JobSpec, site: SiteConfig) -> tuple[Fault, ...]:
 
 
 def _kubernetes(job: JobSpec, site: SiteConfig, template: str | None) -> dict[str, Any]:
-    """The job's block, with where its template is to be found."""
+    """The job's block upon the site's, with where its template is to be found."""
     if job.backend != "kubernetes":
         return dict(job.kubernetes)
+    said = site.kubernetes.model_dump(mode="json", exclude_defaults=True)
     found = {"template": template, "templates_dir": site.templates_dir}
-    return {**job.kubernetes, **{k: v for k, v in found.items() if v is not None}}
+    return {**said, **job.kubernetes, **{k: v for k, v in found.items() if v is not None}}
 
 
 def _slurm(
@@ -265,6 +266,7 @@ def _checkpoint(job: JobSpec, base_dir: Path, site: SiteConfig) -> CheckpointSpe
         every_steps=given.every_steps,
         every_minutes=minutes,
         keep_last=given.keep_last,
+        keep_best=given.keep_best,
         local_dir=given.local_dir,
         survives=site.survives,
     )

@@ -15,6 +15,7 @@ from orchestrator.config import tomlpos
 from orchestrator.config.argtable import shown
 from orchestrator.config.faults import dotted
 from orchestrator.config.fields import Section, Text
+from orchestrator.config.site_kubernetes import KubernetesSite
 from orchestrator.config.site_slurm import SlurmSite
 from orchestrator.config.suggest import did_you_mean, listed
 from orchestrator.contract.env import SITE_FILE
@@ -49,6 +50,9 @@ class SiteConfig(Section):
         default=True, description="Users may submit with --template, which is then marked."
     )
     slurm: SlurmSite = Field(default_factory=SlurmSite, description="What holds on Slurm.")
+    kubernetes: KubernetesSite = Field(
+        default_factory=KubernetesSite, description="What holds on Kubernetes."
+    )
 
 
 def find_site_file(

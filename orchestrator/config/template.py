@@ -85,6 +85,7 @@ checkpoint:
   every_steps: 100              # without any interval: every_minutes: 30
   # every_minutes: null
   keep_last: 2
+  # keep_best: 0                # and those with the lowest evaluation loss
   # local_dir: null                # like /scratch: copies on the node's own disk, a faster source
 
 preemption:

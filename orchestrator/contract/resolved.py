@@ -62,6 +62,8 @@ class CheckpointSpec:
     every_steps: int | None = None
     every_minutes: float | None = None
     keep_last: int = 2
+    keep_best: int = 0
+    """Checkpoints with the lowest loss on the held-out data that stay besides."""
     local_dir: str | None = None
     """Folder on the node's own disk for copies of checkpoints (see storage.tiers)."""
     survives: str = "node"

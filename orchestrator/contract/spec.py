@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.contract.continuity import Interrupted
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 
@@ -97,4 +98,8 @@ class Assignment:
     """What the last save of the run took, in whatever attempt; None = not known."""
     allow_change: tuple[str, ...] = ()
     """Fields of the resume contract that the user allowed to differ."""
+    conditions: str = ""
+    """Digest of what decides the losses from a given state (domain.continuity.conditions)."""
+    expected: tuple[Interrupted, ...] = ()
+    """What an earlier attempt computed of the first step, and this one must compute again."""
     schema: int = 1

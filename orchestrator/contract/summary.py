@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,4 +30,6 @@ class RunSummary:
     """Steps of earlier attempts that had to be computed again."""
     eta_s: float | None
     time: str
+    startup: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each stage from the claim to the first step: the helper's, and rank 0's."""
     schema: int = 1

@@ -14,9 +14,10 @@ from orchestrator.contract.records import LogRecord
 from orchestrator.controller.actions import is_live
 from orchestrator.controller.observe import observe
 from orchestrator.controller.run import Run
-from orchestrator.domain.choose import to_retire
+from orchestrator.domain.choose import best, to_retire
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, UserError
 from orchestrator.storage import checkpoints, copies
+from orchestrator.storage.evaluations import read_evaluations
 from orchestrator.storage.protocol import HasUploads, PendingUpload, Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
@@ -144,9 +145,12 @@ def surplus(run: Run, keep: int | None, on_file: OnFile) -> Surplus:
     if live:
         checkpoints.verify(run.storage, live[-1], threads=THREADS, on_file=on_file)
         verified.add(live[-1].seq)
-    kept = run.job().checkpoint.keep_last if keep is None else keep
+    spec = run.job().checkpoint
+    kept = spec.keep_last if keep is None else keep
+    evaluations = read_evaluations(run.storage) if spec.keep_best else {}
+    pinned = best(live, evaluations, spec.keep_best)
     return Surplus(
-        to_retire(live, keep_last=kept, verified=verified),
+        to_retire(live, keep_last=kept, verified=verified, pinned=pinned),
         checkpoints.leftovers(run.storage, view, view.fence()),
         _half_written(run.storage, view.fence()),
     )

@@ -9,25 +9,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.backends.base import RemembersRuns, load_backend
+from orchestrator.backends.base import RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.controller.lease import FLEET_TTL_S, Lease
+from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.errors import QvlError
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry
+from orchestrator.storage import attempts
 
 REFRESH_S = 10.0
 """A full pass happens at least this often, or at the pace that the backend wants."""
+SETTLE_S = 1.0
+"""Changes come in flocks: shortest time between two passes over all runs."""
+PATIENCE_S = 20.0
+"""How long a new run waits for the site's own controller: some of its passes."""
 _detached: list[subprocess.Popen[bytes]] = []
 """Controllers that this process started: known until they are reaped."""
 
 
-def follow(run: Run, clock: Clock) -> Step | None:
+def follow(run: Run, clock: Clock, ttl_s: float = TTL_S) -> Step | None:
     """Look after one run until it is settled; None if another controller holds it."""
-    lease = Lease(run.storage, clock)
+    lease = Lease(run.storage, clock, ttl_s)
     if not lease.acquire():
         return None
     try:
@@ -48,6 +53,9 @@ def _pause(run: Run, step: Step, clock: Clock) -> None:
     until = clock.monotonic() + REFRESH_S
     backend_id = step.row["backend_job_id"]
     clock.sleep(poll_s)
+    if backend_id is not None and isinstance(run.backend, Wakes):
+        run.backend.wait(until - clock.monotonic(), backend_id)
+        return
     while backend_id is not None and clock.monotonic() < until:
         if not still_running(run, backend_id):
             return
@@ -82,6 +90,7 @@ class Rounds:
         self._registry = registry
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        self._waker: Wakes | None = None
 
     def once(self, report: Callable[[str, Step | QvlError], None]) -> None:
         """One pass; a run that another controller holds is left to it."""
@@ -105,6 +114,14 @@ class Rounds:
                 except QvlError as fault:
                     report(found.run_id, fault)
 
+    def wait(self, seconds: float) -> None:
+        """Until the next pass: so long, or as soon as a backend knows that it is worth looking."""
+        if self._waker is None or seconds <= SETTLE_S:
+            self._clock.sleep(seconds)
+            return
+        self._clock.sleep(SETTLE_S)
+        self._waker.wait(seconds - SETTLE_S)
+
     def close(self) -> None:
         """Let another controller take over at once."""
         for lease in self._leases.values():
@@ -118,6 +135,8 @@ class Rounds:
             lease = self._leases[run.run_id] = Lease(run.storage, self._clock, FLEET_TTL_S)
         if not lease.acquire():
             return
+        if isinstance(run.backend, Wakes):
+            self._waker = run.backend
         step = reconcile(run)
         report(run.run_id, step)
         if step.settled:
@@ -125,10 +144,38 @@ class Rounds:
             lease.release()
 
 
-def leave_controller(run: Run) -> None:
-    """A controller process for the run, unless its site has one for all."""
-    if run.job().kubernetes.get("controller") != "deployment":
+def leave_controller(run: Run, wait_s: float = 0.0) -> str:
+    """See to it that somebody looks after the run, as its site chooses; words about it, if any.
+
+    `wait_s`: how long the site's own controller may take to take the run up before it is missed.
+    """
+    if not isinstance(run.backend, RemembersRuns):
         detach(run.registry, run.run_id)
+        return ""
+    kind = run.job().kubernetes.get("controller") or "process"
+    if _attended(run, wait_s if kind == "deployment" else 0.0):
+        return ""
+    if kind == "process":
+        detach(run.registry, run.run_id)
+        return "no controller looked after the run: one was left on this machine"
+    if kind == "job":
+        spec = attempts.read_submissions(run.storage)[-1].spec
+        name = run.backend.start_controller(run.job(spec.resolved), spec)
+        return f"no controller looked after the run: Job {name} was started"
+    cure = "qvl-orchestrate controller once, or controller run"
+    if kind == "deployment":
+        cure = "is the Deployment of k8s/controller.yaml there? kubectl get deployments"
+    return f"no controller looks after the run, and none was started: {cure}"
+
+
+def _attended(run: Run, wait_s: float) -> bool:
+    """True if a controller holds the run, or does so in time."""
+    end = run.clock.monotonic() + wait_s
+    while not is_live(newest(run.storage), run.clock.now()):
+        if run.clock.monotonic() >= end:
+            return False
+        run.clock.sleep(0.5)
+    return True
 
 
 def look_after(run: Run) -> Step | None:

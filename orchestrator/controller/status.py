@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.clock import Clock
+from orchestrator.clock import Clock, iso
 from orchestrator.controller import lease, rows
 from orchestrator.controller.observe import backend_phase, observe
 from orchestrator.controller.run import Run, open_entry
@@ -148,5 +148,6 @@ def _attended(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     settled = row["state"] in FINAL or row["state"] == State.HELD
     if settled or lease.is_live(record, run.clock.now()):
         return row
-    since = f" since {record.renewed_at[11:16]} UTC" if record and record.renewed_at else ""
-    return {**row, "next": f"no controller{since}: qvl-orchestrate controller once"}
+    left = record.renewed_at if record and record.renewed_at else iso(run.entry.created_at)
+    since = f"no controller since {left[11:16]} UTC"
+    return {**row, "next": f"{since}: qvl-orchestrate controller once"}

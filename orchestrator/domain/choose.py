@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.contract.records import LogRecord
@@ -29,6 +29,16 @@ def candidates(live: Sequence[LogRecord], start: StartFrom) -> Candidates:
         return Candidates(newest_first, None)
     later = tuple(r for r in newest_first if r.seq > start.after_seq)
     return Candidates(later, start)
+
+
+def best(live: Sequence[LogRecord], evaluations: Mapping[int, float], count: int) -> frozenset[int]:
+    """Numbers of the `count` commits with the lowest evaluation loss; of equal ones the first.
+
+    evaluations: loss by step. Of several commits of one step the newest counts.
+    """
+    newest = {r.commit().step: r.seq for r in live}
+    ranked = sorted((loss, step) for step, loss in evaluations.items() if step in newest)
+    return frozenset(newest[step] for _, step in ranked[:count])
 
 
 def to_retire(

@@ -50,6 +50,7 @@ COMPARED_APART = (
     "config.code",
     "base_digest",
     "base_device",
+    "loss_tolerance",
     "device.*",
 )
 """Covered by the global batch, by content digests, or by the ranks once they have loaded."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
-from orchestrator.domain.choose import to_retire
+from orchestrator.domain.choose import best, to_retire
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
 from orchestrator.storage import checkpoints
+from orchestrator.storage.evaluations import loss_of, read_evaluations
 from orchestrator.storage.protocol import HasUploads, Storage
 from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import LocalTier, upload
@@ -33,12 +34,17 @@ class Keeper:
         keep_last: int,
         report: Report,
         tier: LocalTier | None = None,
+        keep_best: int = 0,
     ) -> None:
         self._storage = storage
         self._tier = tier
         self._log = RunLog(storage)
         self._attempt = attempt
         self._keep_last = keep_last
+        self._keep_best = keep_best
+        self._evaluations: dict[int, float] = {}
+        """What this attempt has heard of; earlier ones are read when they matter first."""
+        self._earlier: dict[int, float] | None = None
         self._report = report
         self._verified: set[int] = set()
         self._uploaded: set[int] = set()
@@ -58,6 +64,14 @@ class Keeper:
         """A new checkpoint stands: look after it."""
         self._wanted.put("retain")
         self._begin()
+
+    def heard(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Take an event of this attempt, in the order in which things happened."""
+        if kind == "committed":
+            self.committed()
+        elif kind == "evaluated":
+            known = loss_of(data)
+            self._evaluations.update([known] if known else [])
 
     def _begin(self) -> None:
         """Also by the first commit: a restarted helper never learns where it resumed from."""
@@ -111,7 +125,10 @@ class Keeper:
                 return
             self._verified.add(newest.seq)
             self._report("verified", {"step": newest.commit().step, "seq": newest.seq})
-        for record in to_retire(live, keep_last=self._keep_last, verified=self._verified):
+        pinned = self._pinned(live)
+        for record in to_retire(
+            live, keep_last=self._keep_last, verified=self._verified, pinned=pinned
+        ):
             checkpoints.retire(self._storage, self._log, self._attempt, record, "keep_last")
             self._report(
                 "retired",
@@ -121,8 +138,16 @@ class Keeper:
                 },
             )
         if self._tier is not None:
-            kept = live[-self._keep_last :]
+            kept = [r for r in live if r in live[-self._keep_last :] or r.seq in pinned]
             self._tier.drop_all_but({r.commit().directory for r in kept})
+
+    def _pinned(self, live: Sequence[LogRecord]) -> frozenset[int]:
+        """The best by evaluation, over all attempts. StorageError: then nothing is given up."""
+        if not self._keep_best:
+            return frozenset()
+        if self._earlier is None:
+            self._earlier = read_evaluations(self._storage)
+        return best(live, {**self._earlier, **self._evaluations}, self._keep_best)
 
     def _upload(self, record: LogRecord) -> bool:
         """See that a checkpoint of the local tier is in the durable storage too.

@@ -18,6 +18,7 @@ from orchestrator.contract.records import SubmissionRecord, VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.wire import LineBuffer, Message, encode
+from orchestrator.domain.continuity import conditions
 from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import (
     CheckpointError,
@@ -31,9 +32,11 @@ from orchestrator.helper import facts as fact_sheet
 from orchestrator.helper.cause import Cause, Witness
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.claim import Claimed, Claimer
+from orchestrator.helper.continuity import Lookup
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
+from orchestrator.helper.startup import AT_WORK, LAST, Startup
 from orchestrator.helper.watch import PeerEnded, Watcher
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound, Storage
@@ -70,6 +73,7 @@ class Session:
         self._keeper: Keeper | None = None
         self._copies: NodeCopies | None = None
         self._cause = ""
+        self._startup = Startup(clock, self._event, self._started)
         self._witness = Witness(os.environ, clock, self._from_witness)
 
     def run(self, *, rejoin: bool) -> int:
@@ -79,9 +83,11 @@ class Session:
             job = self._read_job()
             self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
             self._open(job)
+            self._startup.done("claim")
             if not rejoin:
                 self._assign(job)
             else:
+                self._startup.skip()
                 self._event("warning", {"message": "the storage helper was restarted"})
         except QvlError as fault:
             return self._refuse(fault)
@@ -135,12 +141,18 @@ class Session:
                 job.checkpoint.keep_last,
                 self._from_keeper,
                 local_tier(job.checkpoint, spec.run_id),
+                job.checkpoint.keep_best,
             )
 
     def _assign(self, job: ResolvedJob) -> None:
         claimed = self._held()
         facts = fact_sheet.collect(job, self._storage)
-        point = self._own_copies().localize(self._start_point(job, facts), self._log)
+        self._startup.done("contract")
+        chosen = self._start_point(job, facts)
+        point = self._own_copies().localize(chosen, self._log)
+        self._startup.done("checkpoint")
+        binding = conditions(facts, claimed.claim.plan)
+        look = Lookup(self._storage, self._log, claimed.claim.attempt, claimed.slot.slot)
         master = self._claimer.master(claimed.claim.attempt)
         assignment = Assignment(
             run_id=self._spec.run_id,
@@ -157,6 +169,8 @@ class Session:
             log_seq=self._log.read().last_seq,
             save_seconds=self._summary.now.save_seconds if self._summary else None,
             allow_change=self._spec.allow_change,
+            conditions=binding,
+            expected=look.expected(chosen, binding, self._spec.allow_change, self._event),
         )
         self._send("assigned", {"assignment": to_json(assignment)})
 
@@ -265,14 +279,20 @@ class Session:
                 checkpoint_verified=False,
                 save_seconds=data.get("seconds"),
             )
-        if kind == "committed" and self._keeper is not None:
-            self._keeper.committed()
+        if self._keeper is not None:
+            self._keeper.heard(kind, data)
 
     def _take_phase(self, phase: str, message: Message, rank: int | None) -> None:
-        self._event("stage", {"stage": phase, "seconds": message.get("seconds")}, rank)
-        if rank == 0 and self._summary is not None:
-            known = ("training", "evaluating", "stopping")
-            self._summary.change(phase=phase if phase in known else "starting")
+        seconds = float(message.get("seconds") or 0.0)
+        self._event("stage", {"stage": phase, "seconds": seconds}, rank)
+        if rank == 0:
+            self._startup.count(phase, seconds)
+        if rank == 0 and self._summary is not None and phase != LAST:
+            self._summary.change(phase=phase if phase in AT_WORK else "starting")
+
+    def _started(self, stages: dict[str, float]) -> None:
+        if self._summary is not None:
+            self._summary.change(startup=stages)
 
     def _take_notice(self, message: Message) -> None:
         reason, left = str(message["reason"]), float(message["seconds_left"])

@@ -183,7 +183,7 @@ def test_notice_while_loading_ends_every_rank_at_once(flavour: Flavour) -> None:
 def test_notice_between_model_and_engine(real: Flavour) -> None:
     run = real.run("loading-engine")
     attempt = run.start()
-    attempt.wait_phase("model", 1)
+    attempt.wait_phase("adapter", 1)
     attempt.signal(signal.SIGTERM, 1)
     assert attempt.wait(20.0) == [76, 76]
     assert run.commits() == []

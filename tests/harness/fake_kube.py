@@ -54,6 +54,10 @@ class FakeKube:
         """Answers to the next requests, whatever they ask."""
         self.requests: list[str] = []
         self.objects: dict[tuple[str, str, str], Raw] = {}
+        self.oldest = 0
+        """Versions before this one are no longer kept: a watch from there is told 410."""
+        self._version = 0
+        self._noted: dict[tuple[str, str, str], tuple[str | None, int, Raw]] = {}
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._dying: list[tuple[float, str, str]] = []
@@ -170,7 +174,48 @@ class FakeKube:
         rows = [o for o in rows if all(_at(o, path) == v for path, v in fields.items())]
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 500))
         rest = str(start + limit) if start + limit < len(rows) else ""
-        return {"items": rows[start : start + limit], "metadata": {"continue": rest}}
+        self._note_changes()
+        about = {"continue": rest, "resourceVersion": str(self._version)}
+        return {"items": rows[start : start + limit], "metadata": about}
+
+    def _note_changes(self) -> None:
+        """Give what has changed since the last look the next versions, as etcd does."""
+        for (namespace, kind, _), job in list(self.objects.items()):
+            if kind == "jobs":
+                pods = self._pods_of(namespace, job)
+                living = [p for p in pods if p["status"].get("phase") in ("Pending", "Running")]
+                active = [p for p in living if "deletionTimestamp" not in p["metadata"]]
+                job["status"] |= {"active": len(active), "failed": len(pods) - len(living)}
+        for key in {*self.objects, *self._noted}:
+            found = self.objects.get(key)
+            text = None if found is None else json.dumps(found)
+            before = self._noted.get(key)
+            if before is None or before[0] != text:
+                self._version += 1
+                labels = before[2] if found is None and before else found["metadata"].get("labels")
+                self._noted[key] = (text, self._version, labels or {})
+
+    def watched(self, url: str) -> Raw | None:
+        """The first event of a watch, or None when its time is over."""
+        parts = urlsplit(url)
+        found = _PATH.fullmatch(parts.path)
+        query = {k: v[0] for k, v in parse_qs(parts.query).items()}
+        assert found is not None
+        wanted = dict(x.split("=", 1) for x in query["labelSelector"].split(","))
+        self.requests.append(f"WATCH {url}")
+        since, end = int(query["resourceVersion"]), time.time() + int(query["timeoutSeconds"])
+        if since < self.oldest:
+            return {"type": "ERROR", "object": {"code": 410, "reason": "Expired"}}
+        while time.time() < end and self._server is not None:
+            with self._lock:
+                self._tick()
+                self._note_changes()
+                for (ns, kind, _), (_, version, labels) in self._noted.items():
+                    mine = (ns, kind) == (found["ns"], found["kind"]) and version > since
+                    if mine and wanted.items() <= labels.items():
+                        return {"type": "MODIFIED", "object": {}}
+            time.sleep(0.02)
+        return None
 
     def _evict(self, namespace: str, name: str, body: Raw) -> tuple[int, Raw]:
         if self.old and body["apiVersion"] == "policy/v1":
@@ -272,7 +317,21 @@ class FakeKube:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def _watch(self) -> None:
+                event = fake.watched(self.path)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Connection", "close")
+                    self.end_headers()
+                    if event is not None:
+                        self.wfile.write(json.dumps(event).encode() + b"\n")
+                self.close_connection = True
+
             def _serve(self) -> None:
+                if "watch=1" in self.path and not fake.faults:
+                    self._watch()
+                    return
                 size = int(self.headers.get("Content-Length") or 0)
                 raw = self.rfile.read(size)
                 body = json.loads(raw) if raw else None

@@ -111,8 +111,9 @@ class Cluster:
     # --- pods
 
     def pods(self, run_id: str) -> list[dict[str, Any]]:
-        """Pods of a run, oldest first."""
-        found = self.get("pods", "-l", f"qvl-orchestrate/run={run_id}")
+        """Pods of a run's attempts, oldest first."""
+        chosen = f"qvl-orchestrate/run={run_id},qvl-orchestrate/submission"
+        found = self.get("pods", "-l", chosen)
         return sorted(found, key=lambda p: p["metadata"]["creationTimestamp"])
 
     def running(self, run_id: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -110,6 +111,32 @@ class KubernetesContract:
         assert world.until(identifier, "gone").ending == "cancelled"
         with pytest.raises(UserError, match="no pod that runs"):
             world.backend.notify(identifier, "SIGTERM", None)
+
+    def test_a_wait_ends_when_the_job_changes(self, world: World) -> None:
+        identifier = world.submit()
+        world.until_all_run(identifier, 1)
+        world.see(identifier)
+        start = time.monotonic()
+        while time.monotonic() - start < 0.5 * world.patience_s:
+            began = time.monotonic()
+            world.backend.wait(1.0, identifier)
+            if time.monotonic() - began > 0.9:
+                break
+            world.see(identifier)
+        else:
+            pytest.fail("it never waits, though nothing happens")
+        backend = world.backend
+        for which, act in (
+            (identifier, lambda: backend.notify(identifier, "SIGTERM", None)),
+            (None, lambda: backend.cancel(identifier)),
+        ):
+            world.see(identifier)
+            later = threading.Timer(0.3, act)
+            later.start()
+            began = time.monotonic()
+            world.backend.wait(world.patience_s, which)
+            assert time.monotonic() - began < world.patience_s - 1
+            later.join()
 
     def test_withdrawn_is_not_cancelled(self, world: World) -> None:
         identifier = world.submit()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from orchestrator.errors import QvlError, Unreachable, UserError
 
@@ -28,6 +30,13 @@ _RETRY = (429, 500, 502, 503, 504)
 """Answers of a server that cannot serve now."""
 _LOG_IN = "`kubectl get jobs` must work here; set KUBECONFIG, or log in to the cluster"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+class Listing(NamedTuple):
+    """Objects, and the version of the server's data that they show."""
+
+    items: list[Raw]
+    version: str
 
 
 class Refused(QvlError):
@@ -53,6 +62,14 @@ class Api(Protocol):
 
     def list(self, kind: Kind, namespace: str, *, labels: str = "", fields: str = "") -> list[Raw]:
         """All objects that match both selectors."""
+
+    def listing(self, kind: Kind, namespace: str, *, labels: str) -> Listing:
+        """The same with the version of the list, from which it can be watched."""
+
+    def changed(
+        self, kind: Kind, namespace: str, *, labels: str, since: str, seconds: float
+    ) -> bool:
+        """True as soon as an object may have changed since that version; False after `seconds`."""
 
     def create(self, kind: Kind, namespace: str, body: Raw, *, dry_run: bool = False) -> Raw:
         """The object as the server keeps it (dry run: as it would)."""
@@ -84,11 +101,44 @@ class ServerApi:
             raise
 
     def list(self, kind: Kind, namespace: str, *, labels: str = "", fields: str = "") -> list[Raw]:
+        return self._pages(_path(kind, namespace), labels, fields).items
+
+    def listing(self, kind: Kind, namespace: str, *, labels: str) -> Listing:
+        return self._pages(_path(kind, namespace), labels)
+
+    def changed(
+        self, kind: Kind, namespace: str, *, labels: str, since: str, seconds: float
+    ) -> bool:
+        import httpx2
+
+        limit = max(1, math.ceil(seconds))
+        params = {"watch": "1", "resourceVersion": since, "timeoutSeconds": str(limit)}
+        try:
+            with (
+                self._translated(),
+                self._client.stream(
+                    "GET",
+                    _path(kind, namespace),
+                    params={**params, "labelSelector": labels},
+                    timeout=httpx2.Timeout(LIMIT_S, read=limit + LIMIT_S),
+                ) as answer,
+            ):
+                if not answer.is_success:
+                    answer.read()
+                    _answer(answer)
+                # Whatever is said first: an object, or that this version is no longer kept (410).
+                return any(line.strip() for line in answer.iter_lines())
+        except Refused as fault:
+            if fault.status == 410:
+                return True
+            raise
+
+    def _pages(self, path: str, labels: str, fields: str = "") -> Listing:
         params = {"labelSelector": labels, "fieldSelector": fields, "limit": str(_PAGE)}
         found: list[Raw] = []
         while True:
             try:
-                page = self._ask("GET", _path(kind, namespace), params=params)
+                page = self._ask("GET", path, params=params)
             except Refused as fault:
                 # The list that was begun is no longer kept: once more from its start.
                 if fault.status == 410 and "continue" in params:
@@ -97,10 +147,10 @@ class ServerApi:
                     continue
                 raise
             found += page.get("items") or []
-            rest = (page.get("metadata") or {}).get("continue")
-            if not rest:
-                return found
-            params["continue"] = rest
+            about = page.get("metadata") or {}
+            if not about.get("continue"):
+                return Listing(found, str(about.get("resourceVersion") or ""))
+            params["continue"] = about["continue"]
 
     def create(self, kind: Kind, namespace: str, body: Raw, *, dry_run: bool = False) -> Raw:
         params = {"dryRun": "All"} if dry_run else {}
@@ -147,11 +197,8 @@ class ServerApi:
         params: Mapping[str, str] | None = None,
         body: Raw | None = None,
     ) -> Raw:
-        import httpx2
-        from lightkube.core.exceptions import ConfigError
-
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        try:
+        with self._translated():
             answer = self._client.request(
                 method,
                 path,
@@ -159,12 +206,21 @@ class ServerApi:
                 json=body,
                 headers={"Content-Type": kind} if body is not None else None,
             )
+        return _answer(answer)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """What may happen on the way to the server, as errors of ours."""
+        import httpx2
+        from lightkube.core.exceptions import ConfigError
+
+        try:
+            yield
         except (httpx2.TransportError, httpx2.DecodingError) as fault:
             words = str(fault) or type(fault).__name__
             raise Unreachable(f"the API server {self._client.base_url}: {words}") from None
         except ConfigError as fault:
             raise UserError(f"no credentials for the cluster: {fault}", hint=_LOG_IN) from None
-        return _answer(answer)
 
 
 def _answer(answer: Any) -> Raw:
@@ -227,15 +283,34 @@ def _connect() -> tuple[Any, str]:
     return client, str(config.namespace or "default")
 
 
+def kubeconfig_in_force() -> tuple[object, ...]:
+    """What `ServerApi` would connect with: changes when another file, or a new one, is used."""
+    named = _named()
+    file = _file(named)
+    try:
+        changed = file.stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    return (*named, changed, os.environ.get(CONTEXT))
+
+
+def _named() -> list[str]:
+    return [p for p in os.environ.get("KUBECONFIG", "").split(os.pathsep) if p]
+
+
+def _file(named: list[str]) -> Path:
+    return Path(named[0] if named else "~/.kube/config").expanduser()
+
+
 def _single(config: Any) -> Any:
     """KUBECONFIG (one file), ~/.kube/config, else the cluster around this process."""
-    named = [p for p in os.environ.get("KUBECONFIG", "").split(os.pathsep) if p]
+    named = _named()
     if len(named) > 1:
         raise UserError(
             "KUBECONFIG names several files",
             hint="make one of them: kubectl config view --flatten > FILE",
         )
-    file = Path(named[0] if named else "~/.kube/config").expanduser()
+    file = _file(named)
     if not named and not file.exists() and _SERVICE_ACCOUNT.exists():
         return config.from_service_account().get()
     return config.from_file(str(file)).get(context_name=os.environ.get(CONTEXT))

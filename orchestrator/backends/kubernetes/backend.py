@@ -6,16 +6,23 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.backends.base import Capabilities, Found, Observation, Submission
 from orchestrator.backends.kubernetes import manifest, names, reading, values
-from orchestrator.backends.kubernetes.api import Api, Raw, Refused, ServerApi
+from orchestrator.backends.kubernetes.api import (
+    Api,
+    Raw,
+    Refused,
+    ServerApi,
+    kubeconfig_in_force,
+)
 from orchestrator.backends.kubernetes.cluster import Cluster
 from orchestrator.backends.kubernetes.objects import PodView, read_job, read_pod
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.errors import InternalError, Unreachable, UserError
+from orchestrator.errors import InternalError, QvlError, Unreachable, UserError
 
 TEMPLATE = "job.yaml.j2"
 CAPABILITIES = Capabilities(
@@ -25,14 +32,21 @@ CAPABILITIES = Capabilities(
     multi_node=True,
     starts_once=True,
     backoff_base_s=10.0,
-    poll_s=2.0,
+    poll_s=1.0,
 )
 KEPT_JOBS = 3
 """Finished Jobs of a run that are left for `kubectl` when a newer one is submitted."""
 
 
 def create(state_dir: Path) -> KubernetesBackend:  # noqa: ARG001 - nothing is kept here
-    """The backend of the cluster that `kubectl` would talk to."""
+    """The backend of the cluster that `kubectl` would talk to: one for all runs, so that they
+    share its answers, until another kubeconfig is in force.
+    """
+    return _shared(kubeconfig_in_force())
+
+
+@lru_cache(maxsize=2)
+def _shared(_: object) -> KubernetesBackend:
     return KubernetesBackend(ServerApi)
 
 
@@ -130,6 +144,19 @@ class KubernetesBackend:
 
     # --- beyond the five verbs (see backends/base.py)
 
+    def wait(self, seconds: float, backend_id: str | None = None) -> None:
+        """Watches the Jobs; where that cannot be, the time just passes."""
+        end = self._steady() + seconds
+        try:
+            if backend_id is None:
+                self._cluster.wait(self._api.namespace, None, seconds)
+            else:
+                namespace, name = names.split_id(backend_id)
+                self._cluster.wait(namespace, names.run_of(name)[0], seconds)
+        except QvlError:
+            # Said by the next question. A Role of an older version has no right to watch.
+            time.sleep(max(0.0, end - self._steady()))
+
     def withdraw(self, backend_id: str, why: str) -> None:
         """Take a Job back that waits in vain, and note why, so that it is no cancel."""
         namespace, name = names.split_id(backend_id)
@@ -153,6 +180,18 @@ class KubernetesBackend:
         self._said(
             lambda: self._api.delete("configmaps", namespace, run_id), "the run's ConfigMap stays"
         )
+
+    def start_controller(self, job: ResolvedJob, spec: TrainSpec) -> str:
+        """A Job that is the run's controller; one that is there and not over is left alone."""
+        from orchestrator.backends.kubernetes import controllers
+
+        body = controllers.render_job(job, spec)
+        namespace = body["metadata"].setdefault("namespace", self._api.namespace)
+        try:
+            owner = self._anchor(spec, namespace)
+            return controllers.start(self._api, namespace, body, owner)
+        except Refused as fault:
+            raise _refusal(fault) from None
 
     def discover(self) -> Sequence[Found]:
         """Runs of this namespace, whoever submitted them."""
@@ -204,7 +243,7 @@ class KubernetesBackend:
             job = read_job(raw)
             _, number = names.run_of(job.name)
             over = "Complete" in job.conditions or "Failed" in job.conditions
-            if number < spec.submission and (not over or number < spec.submission - KEPT_JOBS):
+            if 0 < number < spec.submission and (not over or number < spec.submission - KEPT_JOBS):
                 self._api.delete("jobs", namespace, job.name)
 
     def _try(self, namespace: str, job: manifest.Manifest) -> None:

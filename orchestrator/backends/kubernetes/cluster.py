@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.backends.kubernetes import names
-from orchestrator.backends.kubernetes.api import Api, Refused
+from orchestrator.backends.kubernetes.api import Api, Kind, Refused
 from orchestrator.backends.kubernetes.objects import (
     AnchorView,
     JobView,
@@ -28,6 +29,8 @@ class _Seen:
     at: float
     jobs: tuple[JobView, ...]
     pods: tuple[PodView, ...]
+    versions: Mapping[str, str]
+    """Of the two lists, by kind."""
 
 
 class Cluster:
@@ -37,10 +40,26 @@ class Cluster:
         self.api = api
         self._steady = steady
         self._seen: dict[str, _Seen] = {}
+        self._asking = threading.Lock()
+        """Many threads, of `status` for one, want the same answer."""
 
     def forget(self) -> None:
         """The next question goes to the server."""
         self._seen.clear()
+
+    def wait(self, namespace: str, run_id: str | None, seconds: float) -> None:
+        """Until something of the run (None: of any) changes after what was seen last; at most
+        `seconds`. Pods are watched while some live, then the Job, whose verdict follows them.
+
+        Only a hint to look again: what counts is what is listed then. Raises as `Api` does.
+        """
+        seen = self._seen.get(namespace) or self._look(namespace)
+        mine = (p for p in seen.pods if run_id in (None, names.run_of(p.job)[0]))
+        kind: Kind = "jobs" if all(p.has_ended for p in mine) else "pods"
+        labels = names.SELECTOR if run_id is None else names.of_run(run_id)
+        since = seen.versions[kind]
+        if self.api.changed(kind, namespace, labels=labels, since=since, seconds=seconds):
+            self.forget()
 
     def attempt(self, backend_id: str) -> Attempt:
         """Everything about one submission. Raises Unreachable if it cannot be had."""
@@ -71,13 +90,22 @@ class Cluster:
         return found
 
     def _look(self, namespace: str) -> _Seen:
+        with self._asking:
+            return self._asked(namespace)
+
+    def _asked(self, namespace: str) -> _Seen:
         known = self._seen.get(namespace)
         if known is not None and self._steady() - known.at < FRESH_S:
             return known
         # Jobs first: pods that are younger than their Job's answer can only have got further.
-        jobs = tuple(map(read_job, self.api.list("jobs", namespace, labels=names.SELECTOR)))
-        pods = tuple(map(read_pod, self.api.list("pods", namespace, labels=names.SELECTOR)))
-        seen = _Seen(self._steady(), jobs, pods)
+        jobs = self.api.listing("jobs", namespace, labels=names.SELECTOR)
+        pods = self.api.listing("pods", namespace, labels=names.SELECTOR)
+        seen = _Seen(
+            self._steady(),
+            tuple(map(read_job, jobs.items)),
+            tuple(map(read_pod, pods.items)),
+            {"jobs": jobs.version, "pods": pods.version},
+        )
         self._seen[namespace] = seen
         return seen
 

@@ -15,6 +15,7 @@ RUN_DIR = f"{PREFIX}/run-dir"
 WITHDRAWN = f"{PREFIX}/withdrawn"
 """Annotation of the run's ConfigMap: `<submission> <why>`, of a Job that we took back."""
 QUEUE = "kueue.x-k8s.io/queue-name"
+COMPONENT = "app.kubernetes.io/component"
 SELECTOR = f"{MANAGED_BY}={PREFIX}"
 """Finds everything of ours."""
 
@@ -22,6 +23,11 @@ SELECTOR = f"{MANAGED_BY}={PREFIX}"
 def job_name(spec: TrainSpec) -> str:
     """The name of the Job of a submission: its idempotency key."""
     return f"{spec.run_id}-{spec.submission}"
+
+
+def controller_name(run_id: str) -> str:
+    """The name of the Job that is a run's controller; as an attempt's it would have number 0."""
+    return f"{run_id}-controller"
 
 
 def labels(spec: TrainSpec) -> dict[str, str]:

@@ -15,6 +15,8 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9][-A-Za-z0-9_.]{0,62}")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CONTROLLERS = ("process", "job", "deployment", "none")
+"""A process that `submit` leaves on its machine, a Job a run, the site's own, or nobody."""
 _ELSEWHERE = ("template", "templates_dir", "frozen")
 """Fields that `templates.find` reads."""
 
@@ -60,7 +62,9 @@ class KubernetesSettings:
     env_from_secrets: tuple[str, ...] = ()
     env_from_config: tuple[str, ...] = ()
     controller: str = "process"
-    """Who looks after the run: a process that `submit` leaves, or a `deployment` (see k8s/)."""
+    """Who looks after the run: one of CONTROLLERS."""
+    controller_account: str = "qvl-orchestrate"
+    """Service account of a controller that is a Job, with the Role of k8s/rbac.yaml."""
     run_as_user: int | None = None
     """None = the image's user, which must not be root."""
     run_as_group: int | None = None
@@ -126,8 +130,8 @@ def _policy(where: str, value: Any) -> str:
 
 
 def _controller(where: str, value: Any) -> str:
-    if value not in ("process", "deployment"):
-        raise UserError(f"{where}: {value!r}", hint="process or deployment")
+    if value not in CONTROLLERS:
+        raise UserError(f"{where}: {value!r}", hint=f"one of {', '.join(CONTROLLERS)}")
     return str(value)
 
 
@@ -226,4 +230,5 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "run_as_group": _number,
     "fs_group": _number,
     "controller": _controller,
+    "controller_account": _name,
 }

@@ -75,7 +75,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
         "pod_security": pod_security(settings),
         "image": settings.image,
         "image_pull_policy": settings.image_pull_policy,
-        "command": [_literal(sent.python), "-u", "-m", "orchestrator.agent", "-"],
+        "command": [literal(sent.python), "-u", "-m", "orchestrator.agent", "-"],
         "container_security": CONTAINER_SECURITY,
         "env": _environment(sent, settings),
         "env_from": _env_from(job, spec, settings),
@@ -156,10 +156,10 @@ def _environment(spec: TrainSpec, settings: KubernetesSettings) -> list[dict[str
 
 def plain_env(variables: Mapping[str, str]) -> list[dict[str, Any]]:
     """Variables as a container takes them."""
-    return [{"name": name, "value": _literal(value)} for name, value in variables.items()]
+    return [{"name": name, "value": literal(value)} for name, value in variables.items()]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A text in which `$(NAME)` stands for itself and not for another variable."""
     return text.replace("$", "$$")
 

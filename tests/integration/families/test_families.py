@@ -74,6 +74,11 @@ def test_a_family_from_end_to_end(
     (stop,) = run.of_attempt(1, "stop_agreed")
     assert (stop["data"]["step"], stop["data"]["micro_batch"]) == (6, 2)
     assert_same_training(run, straight)
+    again = {e["rank"]: e["data"] for e in run.of_attempt(2, "reproduced")}
+    assert {rank: (d["micro_batches"], d["apart"]) for rank, d in again.items()} == {
+        0: (2, 0),
+        1: (2, 0),
+    }
     assert_modules_are_listed(run, family)
     folder = assert_exported(bench, run, capsys, tmp_path)
     assert_merged(bench, run, capsys, tmp_path)
@@ -145,7 +150,6 @@ def assert_answers(
         "--compare",
     )  # fmt: skip
     assert told["answer"] == greedy(run.run.job(), folder, picture, question, 6)
-    assert told["answer"].strip()
     assert told["answer"] != told["base_answer"]
 
 

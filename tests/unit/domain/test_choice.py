@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from orchestrator.contract.records import LogRecord
+from orchestrator.contract.jsonio import to_json
+from orchestrator.contract.records import Commit, LogRecord
 from orchestrator.contract.spec import StartFrom, StartKind
-from orchestrator.domain.choose import candidates, to_retire
+from orchestrator.domain.choose import best, candidates, to_retire
 
 
 def commits(*seqs: int) -> list[LogRecord]:
@@ -53,3 +56,20 @@ def test_retention(
     _, live, keep, verified, pinned, expected = row
     found = to_retire(commits(*live), keep_last=keep, verified=verified, pinned=pinned)
     assert seqs(found) == expected
+
+
+def test_the_best_by_evaluation() -> None:
+    live = [at_step(seq, step) for seq, step in ((2, 10), (4, 20), (6, 30), (8, 20))]
+    losses = {10: 0.5, 20: 0.2, 30: 0.2}
+    assert best(live, losses, 0) == frozenset()
+    assert best(live, losses, 1) == {8}, "of equal ones the first step, of one step the newest"
+    assert best(live, losses, 3) == {2, 6, 8}
+    assert best(live, {99: 0.1}, 3) == frozenset(), "evaluated, and not there"
+
+
+def at_step(seq: int, step: int) -> LogRecord:
+    body = Commit(
+        directory="d", step=step, manifest_hash="", trigger="", size_bytes=1, adapter_sha256=""
+    )
+    (record,) = commits(seq)
+    return replace(record, body=to_json(body))

@@ -10,30 +10,43 @@ import pytest
 
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
-from orchestrator.errors import NotOwner
+from orchestrator.errors import NotOwner, StorageError
 from orchestrator.helper.keeper import Keeper
 from orchestrator.storage import checkpoints
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import PendingUpload
 from orchestrator.storage.runlog import RunLog
+from orchestrator.storage.segments import SegmentWriter
 from tests.unit.storage import fakes
 
 _numbers = itertools.count()
 
 
 class Bench:
-    def __init__(self, keep_last: int = 1, attempt: int = 1) -> None:
+    def __init__(self, keep_last: int = 1, attempt: int = 1, keep_best: int = 0) -> None:
         self.storage = MemoryStorage(f"memory://keeper-{next(_numbers)}")
         self.log = RunLog(self.storage)
         self.log.append("fence", attempt)
         self.attempt = attempt
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.keeper = self.new_keeper(keep_last)
+        self.keeper = self.new_keeper(keep_last, keep_best)
 
-    def new_keeper(self, keep_last: int) -> Keeper:
+    def new_keeper(self, keep_last: int, keep_best: int = 0) -> Keeper:
         return Keeper(
-            self.storage, self.attempt, keep_last, lambda kind, data: self.told.append((kind, data))
+            self.storage,
+            self.attempt,
+            keep_last,
+            lambda kind, data: self.told.append((kind, data)),
+            keep_best=keep_best,
         )
+
+    def evaluate(self, step: int, loss: float | None) -> None:
+        data = {"step": step, "metrics": {"eval_loss": loss, "eval_samples": 8}}
+        line = {"kind": "evaluated", "data": data}
+        writer = SegmentWriter(self.storage, layout.attempt_events(self.attempt, "node-0"))
+        writer.add(line)
+        writer.flush()
+        self.keeper.heard("evaluated", data)
 
     def commit(self, step: int) -> None:
         fakes.commit(self.storage, self.log, step, attempt=self.attempt)
@@ -65,6 +78,44 @@ def test_the_newest_are_kept_and_the_rest_given_up(keep_last: int) -> None:
         assert bench.folders() == set(kept)
     assert bench.kinds().count("verified") == 6
     assert bench.kinds().count("retired") == 6 - keep_last
+
+
+def test_the_best_by_evaluation_stay_whatever_comes_later() -> None:
+    bench = Bench(keep_last=1, keep_best=2)
+    losses = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: 1.0}
+    best = {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {2, 4}, 5: {2, 5}, 6: {2, 5, 6}}
+    for step in range(1, 7):
+        bench.commit(step)
+        if step in losses:
+            bench.evaluate(step, losses[step])
+        bench.keeper.retain()
+        assert set(bench.live()) == bench.folders() == best[step], step
+
+
+def test_the_best_are_known_to_the_next_attempt_too() -> None:
+    bench = Bench(keep_last=1, keep_best=1)
+    bench.commit(1)
+    bench.evaluate(1, 0.5)
+    for step in (2, 3):
+        bench.commit(step)
+    bench.new_keeper(1, keep_best=1).retain()
+    assert bench.live() == [1, 3]
+    bench.new_keeper(1).retain()
+    assert bench.live() == [3]
+
+
+def test_evaluations_that_cannot_be_read_keep_everything() -> None:
+    bench = Bench(keep_last=1, keep_best=1)
+    for step in (1, 2, 3):
+        bench.commit(step)
+
+    def unreadable(prefix: str, **how: Any) -> Any:
+        raise StorageError("away")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(bench.keeper._storage, "list", unreadable)
+        bench.keeper.retain()
+    assert bench.live() == [1, 2, 3]
 
 
 def test_keep_last_of_nothing_still_keeps_one() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +131,47 @@ def test_a_list_in_pages_that_is_no_longer_kept(
     monkeypatch.setattr(fake, "answer", expires_once)
     assert {o.phase for o in world.backend.observe(ids).values()} == {"running"}
     assert told
+
+
+def test_a_watch_from_a_version_that_is_no_longer_kept_lists_again(
+    world: World, fake: FakeKube
+) -> None:
+    identifier = world.submit()
+    world.see(identifier)
+    for oldest, answer in ((10**6, None), (0, Fault(410, "Expired", "too old resource version"))):
+        fake.oldest = oldest
+        fake.faults = [answer] if answer else []
+        began = time.monotonic()
+        world.backend.wait(30.0, identifier)
+        assert time.monotonic() - began < 5
+        assert world.see(identifier).phase == "running"
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_without_the_right_to_watch_the_time_passes(
+    world: World, fake: FakeKube, status: int
+) -> None:
+    """A Role of an older version, or a server that cannot serve now: no busy loop."""
+    identifier = world.submit()
+    world.see(identifier)
+    fake.faults = [Fault(status, "Forbidden", "jobs.batch is forbidden: cannot watch")]
+    began = time.monotonic()
+    world.backend.wait(0.6, identifier)
+    assert time.monotonic() - began >= 0.6
+    assert world.see(identifier).phase == "running"
+
+
+def test_all_runs_of_a_process_share_one_connection(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.backends.base import load_backend
+
+    one = load_backend("kubernetes", tmp_path)
+    assert load_backend("kubernetes", tmp_path / "other") is one
+    copy = tmp_path / "another"
+    copy.write_bytes(fake.kubeconfig.read_bytes())
+    monkeypatch.setenv("KUBECONFIG", str(copy))
+    assert load_backend("kubernetes", tmp_path) is not one
 
 
 def test_why_a_job_gets_no_pods(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.cli.follow import leave_controller
 from orchestrator.clock import FakeClock, SystemClock
 from orchestrator.contract.resolved import Resources
 from orchestrator.controller import loop, status
 from orchestrator.controller.loop import Rounds
+from orchestrator.errors import UserError
 from orchestrator.registry.store import Registry
-from tests.harness.fake_kube import FakeKube
+from tests.harness.fake_kube import FakeKube, Fault
 from tests.harness.runs import Bench, Driven
 
 pytest.importorskip("lightkube")
@@ -59,7 +63,7 @@ def test_status_says_since_when_nobody_looks_after_a_run(run: Driven) -> None:
     run.look()
     clock = FakeClock(SystemClock().now() + 3600)
     entry = run.run.registry.find(run.run.run_id)
-    assert "no controller: " in status.refresh(run.run.registry, clock, entry).row["next"]
+    assert "no controller since " in status.refresh(run.run.registry, clock, entry).row["next"]
     rounds = Rounds(run.run.registry, SystemClock())
     reports(rounds)
     here = SystemClock()
@@ -71,19 +75,149 @@ def test_status_says_since_when_nobody_looks_after_a_run(run: Driven) -> None:
     assert "UTC" in said
 
 
-def test_a_site_with_a_deployment_gets_no_process(
-    run: Driven, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[str] = []
-    monkeypatch.setattr(loop, "detach", lambda registry, run_id: started.append(run_id))
-    loop.leave_controller(run.run)
-    assert started == [run.run.run_id]
+def choose(run: Driven, **settings: Any) -> None:
+    """Change the run's `kubernetes:` block."""
     path = run.directory / "resolved.json"
-    changed = path.read_text().replace('"example.org/qvl:1"', '"x", "controller": "deployment"')
+    stored = json.loads(path.read_text())
+    stored["kubernetes"] |= settings
     path.chmod(0o600)
-    path.write_text(changed)
+    path.write_text(json.dumps(stored))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs for which a process would have been left."""
+    found: list[str] = []
+    monkeypatch.setattr(loop, "detach", lambda registry, run_id: found.append(run_id))
+    return found
+
+
+def controllers_of(fake: FakeKube) -> list[dict[str, Any]]:
+    return [j for j in fake.all("jobs") if j["metadata"]["name"].endswith("-controller")]
+
+
+def test_the_site_chooses_who_looks_after_a_run(
+    run: Driven, fake: FakeKube, started: list[str]
+) -> None:
+    assert "left on this machine" in loop.leave_controller(run.run)
+    assert started == [run.run.run_id]
+    for kind, words in (
+        ("none", "none was started: qvl-orchestrate controller once"),
+        ("deployment", "is the Deployment of k8s/controller.yaml there?"),
+    ):
+        choose(run, controller=kind)
+        assert words in loop.leave_controller(run.run)
+    assert not controllers_of(fake)
+    choose(run, controller="job")
+    assert f"Job mine/{run.run.run_id}-controller was started" in loop.leave_controller(run.run)
+    assert loop.leave_controller(run.run)
+    assert len(controllers_of(fake)) == 1
+    assert started == [run.run.run_id]
+
+
+def test_a_live_controller_is_left_alone(run: Driven, fake: FakeKube, started: list[str]) -> None:
+    rounds = Rounds(run.run.registry, SystemClock())
+    reports(rounds)
+    for kind in ("process", "job", "deployment", "none"):
+        choose(run, controller=kind)
+        assert loop.leave_controller(run.run) == ""
+    assert (started, controllers_of(fake)) == ([], [])
+    rounds.close()
+
+
+def test_the_site_s_own_controller_is_waited_for(run: Driven) -> None:
+    choose(run, controller="deployment")
+    rounds = Rounds(run.run.registry, SystemClock())
+    late = threading.Timer(0.7, reports, [rounds])
+    late.start()
+    assert loop.leave_controller(run.run, 20.0) == ""
+    late.join()
+    rounds.close()
+
+
+def test_a_controller_s_job_has_what_it_needs_and_no_more(run: Driven, fake: FakeKube) -> None:
+    volumes = [{"claim": "runs", "path": "/runs"}]
+    settings = {"node_selector": {"spot": "true"}, "priority_class": "low"}
+    choose(
+        run, controller="job", volumes=volumes, env={"A": "$(B) {{ c }}"}, queue="team", **settings
+    )
     loop.leave_controller(run.run)
-    assert len(started) == 1
+    [job] = controllers_of(fake)
+    pod = job["spec"]["template"]["spec"]
+    [main] = pod["containers"]
+    assert main["command"][-3:] == ["orchestrator.controller", "--stay", run.run.storage.uri]
+    assert (pod["restartPolicy"], pod["serviceAccountName"]) == ("OnFailure", "qvl-orchestrate")
+    assert {"nodeSelector", "priorityClassName", "tolerations"}.isdisjoint(pod)
+    assert "nvidia.com/gpu" not in json.dumps(main["resources"])
+    assert {"name": "A", "value": "$$(B) {{ c }}"} in main["env"]
+    assert "QVL_SPEC" not in {e["name"] for e in main["env"]}
+    assert {"name": "volume-0", "mountPath": "/runs"} in main["volumeMounts"]
+    assert main["securityContext"]["readOnlyRootFilesystem"] is True
+    assert job["metadata"]["labels"]["qvl-orchestrate/run"] == run.run.run_id
+    assert job["metadata"]["ownerReferences"][0]["name"] == run.run.run_id
+
+
+def test_a_controller_s_job_is_no_attempt(run: Driven, fake: FakeKube) -> None:
+    choose(run, controller="job")
+    loop.leave_controller(run.run)
+    before = run.look().row["attempt"]
+    first = f"{run.run.run_id}-1"
+    fake.answer("DELETE", f"/api/v1/namespaces/mine/pods/{pod_of(fake, first)}", None)
+    run.drive(lambda _: any(j["metadata"]["name"].endswith("-2") for j in fake.all("jobs")))
+    assert len(controllers_of(fake)) == 1, "a new attempt leaves it alone"
+    assert before == 0
+
+
+def pod_of(fake: FakeKube, job: str) -> str:
+    found = [p for p in fake.all("pods") if p["metadata"]["labels"]["job-name"] == job]
+    return str(found[0]["metadata"]["name"])
+
+
+def test_a_controller_s_job_that_is_over_is_started_anew(run: Driven, fake: FakeKube) -> None:
+    choose(run, controller="job")
+    loop.leave_controller(run.run)
+    [first] = controllers_of(fake)
+    first["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
+    fake.put("jobs", first)
+    loop.leave_controller(run.run)
+    [second] = controllers_of(fake)
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+
+
+def test_a_site_s_controller_template_is_checked(
+    run: Driven, fake: FakeKube, tmp_path: Path
+) -> None:
+    from orchestrator.resources import resource
+
+    folder = tmp_path / "site" / "k8s"
+    folder.mkdir(parents=True)
+    ours = resource("k8s/controller-job.yaml.j2").read_text()
+    mine = folder / "controller-job.yaml.j2"
+    choose(run, controller="job", templates_dir=str(folder.parent))
+    mine.write_text(ours.replace("OnFailure", "Never"))
+    with pytest.raises(UserError, match="restartPolicy is Never, not OnFailure"):
+        loop.leave_controller(run.run)
+    mine.write_text(
+        '{# qvl-template api=1 #}\n{% extends "k8s/controller-job.yaml.j2" %}\n'
+        "{% block scheduling %}\n      priorityClassName: {{ kubernetes.controller }}\n"
+        "{% endblock %}\n"
+    )
+    loop.leave_controller(run.run)
+    [job] = controllers_of(fake)
+    assert job["spec"]["template"]["spec"]["priorityClassName"] == "job"
+
+
+def test_a_submission_stands_though_its_controller_is_refused(
+    run: Driven, fake: FakeKube, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose(run, controller="job")
+    monkeypatch.setattr(fake, "_create", lambda *_, **__: forbid())
+    leave_controller(run.run)
+    assert "no controller could be started: the cluster refuses the Job" in capsys.readouterr().err
+
+
+def forbid() -> None:
+    raise Fault(403, "Forbidden", "jobs.batch is forbidden: you cannot create")
 
 
 def test_an_image_that_never_comes_is_held_and_its_job_taken_back(

@@ -1,0 +1,145 @@
+"""Real Q-LoRA training in real pods, taken away: the same bits, from a host path and from S3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.contract.resolved import ResolvedJob, Resources
+from orchestrator.controller.reconcile import Step
+from tests.harness import jobs
+from tests.harness.kube_runs import KubeBench, codes, run_events
+from tests.harness.kube_s3 import s3_for_pods
+from tests.harness.runs import Bench
+from tests.harness.training import TrainingRun
+from tests.harness.weed import Weed
+
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(1200)]
+
+SETTINGS: dict[str, Any] = {"shm_gb": 1.0}
+PATIENCE_S = 500.0
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and its pictures, where users that are not root may read them."""
+    folder = tmp_path_factory.mktemp("training")
+    for each in (folder, *folder.parents[:1]):
+        each.chmod(0o755)
+    jobs.write_data(folder)
+    jobs.make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The outcome of the same job on this machine, left alone."""
+    local = Bench(tmp_path_factory.mktemp("calm-training"), module="trainer")
+    run = TrainingRun(local.submit(jobs.job(data)).run)
+    assert run.finish().state == "SUCCEEDED", run.logs()
+    local.close()
+    return run.outcome()
+
+
+def submitted(bench: KubeBench, data: Path, *, nodes: int = 1, **settings: Any) -> TrainingRun:
+    """The job of two ranks on one node, or on two."""
+    bench.module = "trainer"
+    base = bench.job(nodes=nodes, kubernetes={**SETTINGS, **settings})
+    mount = {"host_path": str(data), "path": str(data), "read_only": True}
+    block = {**base.kubernetes, "volumes": [*base.kubernetes["volumes"], mount]}
+    job: ResolvedJob = replace(
+        jobs.job(data),
+        backend="kubernetes",
+        python=base.python,
+        resources=Resources(nodes=nodes, gpus_per_node=2 // nodes),
+        checkpoint=replace(jobs.job(data).checkpoint, uri=base.checkpoint.uri),
+        kubernetes=block,
+    )
+    return TrainingRun(bench.submit(job).run)
+
+
+def trains(step: int, attempt: int = 1) -> Callable[[Step], bool]:
+    def reached(seen: Step) -> bool:
+        row = seen.row
+        return row["attempt"] >= attempt and row["step"] >= step and seen.state == "RUNNING"
+
+    return reached
+
+
+def check_end(run: TrainingRun, undisturbed: tuple[Any, ...], attempts: int = 2) -> None:
+    end = run.follow(seconds=PATIENCE_S)
+    assert end.state == "SUCCEEDED", end.row
+    assert (end.row["attempt"], end.row["lost_steps"]) == (attempts, 0)
+    for attempt in range(1, attempts):
+        assert set(codes(run, attempt)) == {75}
+    assert run.outcome() == undisturbed
+
+
+def test_preempted_by_a_pod_of_higher_priority(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...]
+) -> None:
+    run = submitted(bench, data)
+    run.follow(trains(3), seconds=PATIENCE_S)
+    takers = bench.take_gpus()
+    run.follow(lambda s: "no node has room" in (s.row["message"] or ""), seconds=PATIENCE_S)
+    bench.cluster.kubectl("delete", "pod", *takers, "--grace-period=0", "--force")
+    check_end(run, undisturbed)
+
+
+def test_two_nodes_evicted_with_checkpoints_on_s3(
+    bench: KubeBench,
+    data: Path,
+    undisturbed: tuple[Any, ...],
+    weed: Weed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with s3_for_pods(bench, weed, monkeypatch) as settings:
+        more = {**settings, "run_as_user": 10001, "fs_group": 10001}
+        run = submitted(bench, data, nodes=2, **more)
+        run.follow(trains(3), seconds=PATIENCE_S)
+        run.notify()
+        check_end(run, undisturbed)
+        assert [e["data"]["ended"] for e in run_events(run, "requeued")] == ["preempted"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("how", ["drain", "delete"])
+def test_drained_and_deleted_twice(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...], nodes: int, how: str
+) -> None:
+    run = submitted(bench, data, nodes=nodes)
+    for attempt, step in ((1, 2), (2, 5)):
+        run.follow(trains(step, attempt), seconds=PATIENCE_S)
+        pod = bench.cluster.running(run.run.run_id)[-1]
+        node = pod["spec"]["nodeName"]
+        if how == "delete":
+            bench.cluster.delete_pod(pod["metadata"]["name"])
+        else:
+            bench.cluster.kubectl("drain", node, "--force", "--ignore-daemonsets", "--timeout=60s")
+            bench.cluster.kubectl("uncordon", node)
+        run.follow(lambda s, n=attempt: s.row["attempt"] > n, seconds=PATIENCE_S)
+    check_end(run, undisturbed, attempts=3)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_on_s3_preempted_three_times(
+    bench: KubeBench,
+    data: Path,
+    undisturbed: tuple[Any, ...],
+    weed: Weed,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: int,
+) -> None:
+    with s3_for_pods(bench, weed, monkeypatch) as settings:
+        run = submitted(bench, data, nodes=nodes, **settings)
+        for attempt, step in ((1, 1), (2, 3), (3, 6)):
+            run.follow(trains(step, attempt), seconds=PATIENCE_S)
+            run.notify()
+            run.follow(lambda s, n=attempt: s.row["attempt"] > n, seconds=PATIENCE_S)
+        check_end(run, undisturbed, attempts=4)
