@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +25,9 @@ from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
+PORTS = range(10_000, 30_000)
+"""Below those that kernels give to outgoing connections and Kubernetes to its services."""
+PORT_TRIES = 100
 POLL_S = 0.2
 
 
@@ -208,8 +212,17 @@ def _meeting_point(nodes: int) -> tuple[str, int]:
     for address in ["127.0.0.1"] if nodes == 1 else _addresses(os.environ):
         with socket.socket() as probe, suppress(OSError):
             probe.bind((address, 0))
-            return address, int(probe.getsockname()[1])
+            return address, free_port()
     raise StorageError("this node has no address that the other nodes could reach")
+
+
+def free_port() -> int:
+    """A port that is free now and that nobody is given by chance until rank 0 listens on it."""
+    for port in random.SystemRandom().sample(PORTS, PORT_TRIES):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise StorageError("this node has no free port for its ranks to meet at")
 
 
 def _addresses(environ: Mapping[str, str]) -> list[str]:

@@ -27,9 +27,10 @@ from orchestrator.contract.jsonio import loads, pretty, to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
+from orchestrator.helper.claim import free_port
 from orchestrator.storage import checkpoints
 from tests.harness import jobs
-from tests.harness.ranks import ROOT, Attempt, Run, free_port
+from tests.harness.ranks import ROOT, Attempt, Run
 
 STEPS, EVERY, EVAL_EVERY = 8, 4, 3
 EVALUATED = [3, 6, 8]

@@ -23,6 +23,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ClaimRecord, Commit
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint
+from orchestrator.helper.claim import free_port
 from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.runlog import LogView, RunLog
@@ -268,9 +269,3 @@ class Run:
         for reader in attempt.readers:
             reader.start()
         return attempt
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
