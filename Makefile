@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s test-training test-families soak check lint types layers format wheel bench clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s soak-k8s test-training test-families soak check lint types layers format wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -61,11 +61,14 @@ test-slurm: setup ## a fake Slurm and a real one, which needs root and Debian's 
 	@$(BUDGET) 720 $(PYTEST) tests/integration -n 2 -m "slurm and not soak"
 
 # A cluster: QVL_TEST_KUBECONFIG or QVL_TEST_CLUSTER_UP (see tests/harness/kube_cluster.py).
-test-k8s: setup ## a pretended API server and a real Kubernetes, where one is named (budget 720 s)
-	@$(BUDGET) 720 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s
+test-k8s: setup ## a pretended API server and a real Kubernetes, where one is named (budget 1200 s)
+	@$(BUDGET) 1200 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s -m "not soak"
+
+soak-k8s: setup ## the long Kubernetes tests: real training, taken away again and again
+	@$(PYTEST) tests/integration/k8s -m soak --timeout 1800 --durations=0
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
-	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not soak"
+	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not k8s and not soak"
 
 test-families: setup $(VENV)/torchvision ## every family, data checks, a learned task (budget 600 s)
 	@QVL_TORCHVISION=$(CURDIR)/$(VENV)/torchvision $(BUDGET) 600 $(PYTEST) tests -m families --timeout 1500
@@ -75,7 +78,7 @@ $(VENV)/torchvision: $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --target $@ torchvision==0.28.0
 
 soak: setup soak-faults ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
-	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m "soak and not slurm" --timeout 3600 --durations=0
+	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m "soak and not slurm and not k8s" --timeout 3600 --durations=0
 
 soak-faults: setup ## every system call, every crash state, 10,000 flips of a real training's files
 	@$(STRACE) || true
@@ -103,10 +106,14 @@ format: setup ## rewrite in the project's style
 wheel: setup ## build the wheel and try it in an empty environment
 	@$(BIN)/python tools/try_wheel.py
 
-bench: setup ## checkpoints against floor and peers, and the command line; OPTIONS="--quick"
+bench: setup ## checkpoints against floor and peers, the command line, questions to Slurm; OPTIONS="--quick"
 	@$(PIP) -e '.[bench,s3-test]'
 	@$(BIN)/python -m benchmarks.checkpoints $(OPTIONS)
 	@$(BIN)/python benchmarks/cli_speed.py
+	@$(BIN)/python benchmarks/slurm_status.py
+
+gpu-check: setup ## 7B shapes trained on this GPU, preempted, measured; OPTIONS="--device cpu --tiny" to try
+	@$(BIN)/python -m benchmarks.gpu_check $(OPTIONS)
 
 clean: ## remove what was built, keep the virtual environment
-	rm -rf dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf dist demo-output gpu-check-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@
     │   └── UsageError        2  the command line itself
     ├── NoSuchRun             3  the run is not known
     ├── Unreachable          69  a backend or a storage does not answer
+    │   ├── Full             69  a backend takes no more jobs of this user for now
     │   └── StorageError     69  the storage answered with an error
     ├── CheckpointError      73  a checkpoint is damaged, missing or refused
     │   └── LogDamaged       73  a record of the run's log cannot be read
@@ -89,6 +90,12 @@ class Unreachable(QvlError):
     """A backend or a storage does not answer now; trying again later may help."""
 
     exit_code = 69
+
+
+class Full(Unreachable):
+    """The backend takes no more jobs of this user for now (a limit of its own on submitted
+    jobs); the same submission may be handed over again later.
+    """
 
 
 class StorageError(Unreachable):

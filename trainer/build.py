@@ -19,7 +19,7 @@ from orchestrator.contract.spec import Assignment
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.tiers import local_tier
-from trainer import restore
+from trainer import attention, devicememory, restore
 from trainer.arguments import training_arguments
 from trainer.assemble import Assembler
 from trainer.background import Background
@@ -40,7 +40,7 @@ from trainer.rank import Rank
 from trainer.replacing import Replacements, ReplacingDataset, Which
 from trainer.sampler import RankBatchSampler, dropped_per_epoch
 from trainer.steplog import StepLog
-from trainer.trackers import TensorBoard, board_folder
+from trainer.trackers import open_trackers
 from trainer.votes import Votes
 
 _BARRIER_S = 1.0
@@ -66,9 +66,15 @@ def build(
         manifest = restore.read_manifest(start.directory or "")
     source = Base(rank, assignment, group, device, _recorded_base(manifest, device.type))
 
+    kernel = attention.choose(
+        job, device, None if manifest is None else manifest.facts.get("attention")
+    )
+
     def load(snapshot: Path | None) -> Loaded:
         set_seed(args.seed)
-        return load_model(job, device, snapshot, base_loaded=lambda: rank.phase("base"))
+        return load_model(
+            job, device, snapshot, base_loaded=lambda: rank.phase("base"), attention=kernel
+        )
 
     loaded = source.load(load)
     if start.kind == "weights":
@@ -80,6 +86,7 @@ def build(
     closers[:0] = [parts.steps.close, parts.background.close]
     if parts.keeper is not None:
         closers.insert(0, parts.keeper.close)
+    closers.insert(0, lambda: rank.event("memory", **devicememory.peak()))
     saver_options = {
         "scratch": scratch,
         "steps_per_epoch": data.sampler.steps,
@@ -139,6 +146,7 @@ class Data:
                 parameters=loaded.trainable_parameters,
                 total=loaded.total_parameters,
                 modules=len(loaded.table),
+                attention=attention.of_model(loaded.model),
                 summary=loaded.summary(),
             )
             logging.getLogger("qvl").info("what is trained:\n%s", loaded.summary())
@@ -160,7 +168,11 @@ def _parts(
     tolerance = _tolerance(manifest, device)
     base: dict[str, Any] = {
         "recorded_base": source.recorded,
-        "base_facts": {"base_device": device, "loss_tolerance": tolerance},
+        "base_facts": {
+            "base_device": device,
+            "loss_tolerance": tolerance,
+            "attention": attention.of_model(loaded.model),
+        },
     }
     background = Background(assignment, rank.number, places, **base)
     base_watch = BaseWatch((lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None)
@@ -204,11 +216,8 @@ def _step_log(storage: Storage, rank: Rank, group: Group, assignment: Assignment
     metrics = MetricsLog(
         storage, assignment.attempt, rank.number, lambda text: rank.warn("metrics", text)
     )
-    folder = None
-    if rank.number == 0:
-        folder = board_folder(storage, assignment.run_id, lambda text: rank.warn("board", text))
-    board = TensorBoard(folder, assignment.start.step + 1, lambda text: rank.warn("tracker", text))
-    return StepLog(rank, group, metrics, board, assignment.attempt)
+    trackers = open_trackers(storage, assignment, rank.warn) if rank.number == 0 else ()
+    return StepLog(rank, group, metrics, trackers, assignment.attempt)
 
 
 def _part(group: Group) -> None:

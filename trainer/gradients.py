@@ -1,4 +1,4 @@
-"""Watches that every trainable parameter is reached by the first backward pass."""
+"""Every trainable parameter gets a gradient: watched in the first backward pass, and seen to."""
 
 # mypy: disallow-untyped-calls=False
 
@@ -13,6 +13,27 @@ from torch import nn
 from orchestrator.errors import UserError
 
 _SHOWN = 5
+_VISION = ".visual."
+"""In the names of parameters that only pictures reach."""
+
+
+class Reached:
+    """Gives adapters of the vision tower a gradient of zero where a micro-batch has no picture.
+
+    Without any, this rank would have less to reduce than a rank with pictures: DeepSpeed's
+    buckets would differ in size, and the ranks' collectives would not meet.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._vision = [p for n, p in model.named_parameters() if p.requires_grad and _VISION in n]
+
+    def by(self, loss: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The same loss, to the bit, that reaches all of them."""
+        if inputs.get("pixel_values") is not None:
+            return loss
+        for parameter in self._vision:
+            loss = loss + (parameter * 0).sum().to(loss)
+        return loss
 
 
 class GradientWatch:
@@ -36,7 +57,8 @@ class GradientWatch:
 
     def _seen(self, name: str) -> Any:
         def hook(_gradient: torch.Tensor) -> None:
-            self._missing.discard(name)
+            if self._pictures or _VISION not in name:  # else it is the zero of `Reached`
+                self._missing.discard(name)
             if not self._queued:
                 self._queued = True
                 # Called by autograd at the end of this backward pass.
@@ -46,7 +68,7 @@ class GradientWatch:
 
     def _judge(self) -> None:
         self._queued = False
-        dead = sorted(n for n in self._missing if self._pictures or ".visual." not in n)
+        dead = sorted(n for n in self._missing if self._pictures or _VISION not in n)
         if dead or self._pictures or not self._missing:
             for handle in self._handles:
                 handle.remove()

@@ -27,6 +27,7 @@ from trainer.base import BaseWatch
 from trainer.commit import Committer
 from trainer.continuity import Continuity
 from trainer.engine import install
+from trainer.gradients import Reached
 from trainer.group import Group
 from trainer.ledger import Ledger
 from trainer.quantized import Keeper
@@ -93,6 +94,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
             start=parts.assignment.start,
             manifest=parts.manifest,
         )
+        self._reached = Reached(self.model)
         self._distributed = parts.group.size > 1
         self._start_step = 0 if parts.manifest is None else parts.manifest.step
         self._handled = self._start_step
@@ -157,6 +159,12 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self._micro, self._window_size = 0, num_batches
         self._parts.steps.begin()
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
+    ) -> Any:
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **more)
+        return found if return_outputs else self._reached.by(found, inputs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         if self._micro == 0:

@@ -109,11 +109,13 @@ def load_model(
     device: torch.device,
     snapshot: Path | None = None,
     base_loaded: Callable[[], object] = lambda: None,
+    attention: str | None = None,
 ) -> Loaded:
     """Load the base as the job says, freeze it, and add fresh adapters in float32.
 
     snapshot: folder with the base quantized as the job says (trainer.quantized)
     base_loaded: called when the base is there, before the adapters are made
+    attention: how it is computed, as transformers names it; None = its default
 
     The adapters' values depend on torch's global seed alone, which the caller sets first.
     Gradient checkpointing is switched on (never reentrant) only if `training` asks for it.
@@ -124,7 +126,7 @@ def load_model(
     family = family_of(folder)
     processor = VisionChatProcessor.from_pretrained(folder, family)
     config = _lora_config(job.lora, family)
-    base, plan = _load_base(job, folder, device, snapshot)
+    base, plan = _load_base(job, folder, device, snapshot, attention)
     base_loaded()
     try:
         model = get_peft_model(base, config)
@@ -235,7 +237,11 @@ def base_tensors(model: nn.Module, plan: BasePlan) -> dict[str, torch.Tensor]:
 
 
 def _load_base(
-    job: ResolvedJob, folder: Path, device: torch.device, snapshot: Path | None
+    job: ResolvedJob,
+    folder: Path,
+    device: torch.device,
+    snapshot: Path | None,
+    attention: str | None,
 ) -> tuple[Any, BasePlan | None]:
     quantization = _quantization(job.quantization)
     dtype = "auto"
@@ -245,6 +251,7 @@ def _load_base(
         base = AutoModelForImageTextToText.from_pretrained(
             str(snapshot or folder),
             dtype=dtype,
+            attn_implementation=attention,
             device_map=None if job.zero_stage == 3 else {"": device},
             # A snapshot's own stands in its config.json, and None would overrule it.
             **({} if snapshot else {"quantization_config": quantization}),

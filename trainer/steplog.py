@@ -1,4 +1,4 @@
-"""What is recorded of each step: metrics, progress for the agent, TensorBoard."""
+"""What is recorded of each step: metrics, progress for the agent, trackers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.gloo import mean_of_ranks
 from trainer.group import Group
 from trainer.metrics import MetricsLog
 from trainer.rank import Rank
-from trainer.trackers import TensorBoard
+from trainer.trackers import Tracker
 
 
 class StepLog:
@@ -27,14 +27,14 @@ class StepLog:
         rank: Rank,
         group: Group,
         metrics: MetricsLog,
-        board: TensorBoard,
+        trackers: Sequence[Tracker],
         attempt: int,
         clock: Clock | None = None,
     ) -> None:
         self.metrics = metrics
         self._rank = rank
         self._group = group
-        self._board = board
+        self._trackers = trackers
         self._attempt = attempt
         self._clock = clock or SystemClock()
         self._samples: list[tuple[int, ...]] = []
@@ -83,7 +83,7 @@ class StepLog:
             self._rank.progress(
                 step, total, mean, learning_rate=learning_rate or 0.0, step_seconds=seconds
             )
-        self._board.scalars(
+        self._track(
             step,
             {"train/loss": mean, "train/learning_rate": learning_rate, "train/grad_norm": norm},
         )
@@ -93,14 +93,17 @@ class StepLog:
         if self._rank.number == 0:
             shown = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
             self._rank.event("evaluated", step=step, metrics=shown, seconds=round(seconds, 3))
-        self._board.scalars(
-            step, {f"eval/{k.removeprefix('eval_')}": v for k, v in metrics.items()}
-        )
+        self._track(step, {f"eval/{k.removeprefix('eval_')}": v for k, v in metrics.items()})
         self._ended = time.monotonic()
 
     def close(self) -> None:
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close(interrupted=self._rank.board.raised)
         self.metrics.close()
+
+    def _track(self, step: int, values: Mapping[str, float | None]) -> None:
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
 
 def _number(value: object) -> float | None:

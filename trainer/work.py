@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.contract import env as names
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import InternalError
 from trainer.outcome import Ending
@@ -44,8 +43,8 @@ class TrainingWork:
 
     def train(self, rank: Rank, assignment: Assignment) -> Ending:
         """Train to the end of the run, or to a notice; raises outcome.Leave and errors."""
-        scratch = Path(tempfile.mkdtemp(prefix=f"qvl-rank-{rank.number}-"))
-        self._closers.append(lambda: shutil.rmtree(scratch, ignore_errors=True))
+        scratch = Path(os.environ[names.SCRATCH], f"rank-{rank.number}")
+        scratch.mkdir()
         trainer = self._build(rank, assignment, scratch, self._closers)
         start = assignment.start
         resume = start.directory if start.kind == "checkpoint" else None

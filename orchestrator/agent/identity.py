@@ -60,7 +60,7 @@ def identify(backend: str, environ: Mapping[str, str], agent_pid: int) -> Identi
             backend_id=environ["SLURM_JOB_ID"],
             restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
             slot=int(environ.get("SLURM_NODEID", "0")),
-            host=host,
+            host=environ.get("SLURMD_NODENAME", host),
         )
     if backend == "kubernetes":
         return Identity(environ[names.JOB_UID], 0, None, host)

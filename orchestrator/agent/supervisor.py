@@ -8,6 +8,7 @@ import secrets
 import selectors
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,11 +88,13 @@ class Supervisor:
         if lease is None:
             return ExitCode.PREEMPTED_NOTHING_NEW
         self._start_helper()
-        self._start_ranks(lease.gpus)
-        self._say_state("started")
-        while any(r.alive for r in self._ranks):
-            self._turn(TICK_S)
-            self._enforce()
+        # Ranks may be killed at any moment: what they leave on this node's disk is the agent's.
+        with tempfile.TemporaryDirectory(prefix="qvl-", ignore_cleanup_errors=True) as scratch:
+            self._start_ranks(lease.gpus, scratch)
+            self._say_state("started")
+            while any(r.alive for r in self._ranks):
+                self._turn(TICK_S)
+                self._enforce()
         return self._settle()
 
     # --- signals
@@ -163,9 +166,9 @@ class Supervisor:
         self._helper = children.start("helper", argv, environ)
         self._watch_link(self._helper)
 
-    def _start_ranks(self, gpus: tuple[int, ...]) -> None:
+    def _start_ranks(self, gpus: tuple[int, ...], scratch: str) -> None:
         spec = self._spec
-        extra = {**spec.env, **_read_secrets(spec.secrets_file)}
+        extra = {**spec.env, **_read_secrets(spec.secrets_file), names.SCRATCH: scratch}
         for local_rank in range(spec.gpus_per_node):
             environ = children.rank_environment(
                 os.environ,

@@ -33,6 +33,10 @@ class Capabilities:
     """First waiting time after a failure."""
     poll_s: float = 0.25
     """How often a controller of one run asks for its job."""
+    excludes_nodes: bool = False
+    """Its nodes have lasting names, and a job may be kept away from some of them."""
+    keeps_answers: bool = False
+    """An answer on many jobs serves the questions on single ones that follow it."""
     starts_once: bool = False
     """A job is one attempt: what it starts once the attempt has ended stands aside."""
 

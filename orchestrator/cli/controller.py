@@ -1,4 +1,4 @@
-"""`controller once|run`: look after all runs of this user."""
+"""`controller once|run|unit`: look after all runs of this user."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _EXAMPLES = """\b
 Examples:
   qvl-orchestrate controller once
   qvl-orchestrate controller run --interval 30
+  qvl-orchestrate controller unit
 """
 _ONCE = """One pass over every run that has not ended, a line each. Good for cron.
 
@@ -39,6 +40,20 @@ _RUN = "Pass after pass until interrupted (Ctrl-C or SIGTERM); prints what has c
 _RUN_EXAMPLES = """\b
 Example:
   qvl-orchestrate controller run --interval 30
+"""
+
+
+_UNIT = """Print a systemd user unit that keeps `controller run` alive on this machine.
+
+It holds the paths of this installation and of this state folder, and PATH, by which the scheduler's
+commands are found. Lingering lets it live on when you log out, where the site allows it.
+"""
+_UNIT_EXAMPLES = """\b
+Example:
+  qvl-orchestrate controller unit > ~/.config/systemd/user/qvl-orchestrate.service
+  systemctl --user daemon-reload
+  systemctl --user enable --now qvl-orchestrate
+  loginctl enable-linger
 """
 
 
@@ -91,6 +106,30 @@ def run(*, interval: float, discover: bool, as_json: bool) -> int:
         note("interrupted; `controller once`, or another controller, takes the runs up again")
     finally:
         rounds.close()
+    return 0
+
+
+@command.command("unit", help=_UNIT, epilog=_UNIT_EXAMPLES)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Longest time between passes, in seconds.",
+)
+@json_option
+def unit(*, interval: float, as_json: bool) -> int:
+    """Print the unit (see `_UNIT`)."""
+    import os
+    import sys
+
+    from orchestrator.controller.unit import unit_text
+
+    text = unit_text(sys.executable, registry().state_dir, os.environ, interval)
+    if as_json:
+        out_json({"text": text})
+    else:
+        out(text.rstrip("\n"))
     return 0
 
 

@@ -129,7 +129,8 @@ def _submit(how: _How, suffix: str) -> Run:
     resolved, text, settings = read_job(how.job, (*how.overrides, *short), how.site, how.template)
     _check_backend(resolved, how)
     run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    loop.detach(run.registry, run.run_id)
+    if words := loop.leave_controller(run, loop.PATIENCE_S):
+        note(words)
     note(f"submitted {run.run_id}")
     return run
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "rm": "Delete a run and its directory.",
     "adopt": "Enter run directories into this machine's registry.",
     "controller": "Look after runs: once (cron) or for ever.",
+    "nodes": "Show or clear the nodes that new jobs keep away from.",
     "export": "Write a run's adapter as a folder that plain PEFT loads.",
     "merge": "Write the base model with a run's adapter merged into it.",
     "generate": "Ask what a run has trained about a picture.",

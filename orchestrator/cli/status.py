@@ -37,7 +37,7 @@ Examples:
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Also runs that ended long ago.")
 @click.option("--watch", is_flag=True, help="Show again every 2 s until Ctrl-C.")
-@click.option("-v", "--verbose", is_flag=True, help="Also directory, job, reason and message.")
+@click.option("-v", "--verbose", is_flag=True, help="Also directory, job, reason, message, nodes.")
 @json_option
 def command(
     *, runs: tuple[str, ...], every: bool, watch: bool, verbose: bool, as_json: bool
@@ -80,7 +80,19 @@ def _show(
         out_json({"runs": public, **({"not_shown": left_out} if left_out else {})})
         return
     text = _table(entries, found, public, verbose) + _footer(entries, found, left_out, now)
+    if verbose:
+        text += _excluded()
     sys.stdout.write(before + text)
+
+
+def _excluded() -> str:
+    """The nodes that new jobs keep away from, a line each."""
+    from orchestrator.cli.nodes import excluded_now, node_line
+
+    lines = [node_line(node) for node in excluded_now()]
+    return "".join(
+        f"{line}\n" for line in [*lines, *(["  qvl-orchestrate nodes clear"] if lines else [])]
+    )
 
 
 def _choose(known: Registry, names: Sequence[str], every: bool) -> tuple[list[RunEntry], int]:
@@ -142,7 +154,10 @@ def _startup(stages: Mapping[str, float] | None) -> str | None:
     """Stage by stage; no sum, because rank 0 imports while the helper chooses."""
     if not stages:
         return None
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+    from orchestrator.contract.summary import STAGES
+
+    ordered = [s for s in STAGES if s in stages] + sorted(set(stages) - set(STAGES))
+    return ", ".join(f"{name} {stages[name]:.1f} s" for name in ordered)
 
 
 def _footer(

@@ -129,6 +129,9 @@ def _announce(run: Run, as_json: bool) -> None:
         out_json({"run_id": run.run_id, "run_dir": run.storage.uri})
     else:
         out(f"submitted {run.run_id}")
+        words = (run.registry.find(run.run_id).row or {}).get("message")
+        if words:
+            out(f"  waits          {words}")
         out(f"  run directory  {run.storage.uri}")
         out(f"  progress       qvl-orchestrate status {run.run_id}")
         out(f"  output         qvl-orchestrate logs -f {run.run_id}")

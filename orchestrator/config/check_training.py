@@ -198,8 +198,9 @@ def _checkpointing(training: Mapping[str, Any]) -> Iterator[Fault]:
 def _reporting(training: Mapping[str, Any]) -> Iterator[Fault]:
     given = training.get("report_to")
     for name in [given] if isinstance(given, str) else given or []:
-        if name not in ("none", "tensorboard"):
-            yield _training("report_to", f"{name!r} is not written", "use tensorboard or none")
+        if name not in ("none", "tensorboard", "wandb"):
+            hint = "use tensorboard, wandb or none"
+            yield _training("report_to", f"{name!r} is not written", hint)
 
 
 def _workers(training: Mapping[str, Any]) -> Iterator[Fault]:

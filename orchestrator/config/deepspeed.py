@@ -45,7 +45,11 @@ def merged(user: Mapping[str, Any], stage: int | None, *, fp16: bool) -> dict[st
     """
     made = from_stage(stage or DEFAULT_STAGE, fp16=fp16)
     config = {**made, **copy.deepcopy(dict(user))}
-    config["zero_optimization"].setdefault("stage", stage or DEFAULT_STAGE)
+    zero = config["zero_optimization"]
+    zero.setdefault("stage", stage or DEFAULT_STAGE)
+    if zero.get("offload_optimizer") and "optimizer" not in config:
+        # The optimizer is the Trainer's, and DeepSpeed's own one for CPUs would be compiled.
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
     for name in ("train_batch_size", "train_micro_batch_size_per_gpu", _ACCUMULATION):
         config[name] = "auto"
     return config

@@ -91,6 +91,11 @@ class ModelSection(Section):
         default="auto",
         description="Keep the quantized base beside the runs, for later attempts to load.",
     )
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        default="auto",
+        description="How attention is computed; auto: FlashAttention 2 where the first node has "
+        "it, else torch's SDPA, and the same at every resume.",
+    )
 
 
 class DataSection(Section):

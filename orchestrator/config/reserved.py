@@ -11,8 +11,8 @@ _HUB = "nothing is pushed while a run lasts: publish the adapter when it is fini
 _ORDER = "the order of the samples is ours, so that a resume repeats none: remove it"
 _LAUNCH = "processes are started by the agent: use resources.nodes and resources.gpus_per_node"
 _ZERO = "data parallelism is DeepSpeed's: use deepspeed.stage"
-_BEST = "the newest verified checkpoint is the result: remove it, compare with `metrics`"
-_TRACKIO = "only TensorBoard is written: use report_to: tensorboard or none"
+_BEST = "use checkpoint.keep_best, and `export RUN DIR --step N` of the step you choose"
+_TRACKIO = "it is not written: use report_to: tensorboard, wandb or none"
 _PHASE = "a run always trains, and evaluates if data.eval is set: use training.eval_strategy"
 _GIVEN = "it follows from model and the run: remove it"
 

@@ -78,6 +78,7 @@ def resolve(
             path=job.model.path if from_hub else absolute(job.model.path, base_dir),
             revision=job.model.revision,
             snapshot=job.model.snapshot,
+            attention=job.model.attention,
         ),
         quantization=_quantization(job),
         lora=_lora(job),

@@ -23,6 +23,7 @@ model:
   path: {model}
   revision: null
   snapshot: auto                # auto | off: keep the quantized base beside the runs
+  # attention: auto             # auto | sdpa | flash_attention_2 | eager
 
 # Index files (JSON or JSONL) of image conversations. media_root null: relative media paths
 # start at the index file.
@@ -63,7 +64,7 @@ training:
   # bf16: true                  # unless fp16 or bnb_4bit_compute_dtype says otherwise
   # activation_checkpointing: false
   # logging_steps: 1
-  # report_to: tensorboard      # tensorboard | none
+  # report_to: tensorboard      # tensorboard, wandb (offline), both in a list, or none
   # eval_strategy: no           # no | steps (with eval_steps) | epoch; needs data.eval
 
 # {deepspeed}

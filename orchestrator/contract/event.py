@@ -36,6 +36,7 @@ KINDS: Mapping[str, str] = {
     "data": "what the sampler sees: samples, steps an epoch, dropped samples",
     "replaced": "a broken sample was replaced by another (record, reason, count)",
     "trainable": "matched modules and parameter counts",
+    "memory": "the most memory that a rank has held (bytes on the host and the device)",
     "rank_exit": "a rank ended (rank, code)",
     "error": "an error in words",
     "warning": "something a person may want to know",
@@ -46,6 +47,7 @@ KINDS: Mapping[str, str] = {
     "failed": "the run ended without success",
     "cancelling": "a cancel was asked for",
     "cancelled": "the run was cancelled",
+    "nodes_excluded": "a new job keeps away from nodes on which attempts died",
     "preempt_requested": "a person asked for a notice",
     "resume_requested": "a person asked to go on",
 }

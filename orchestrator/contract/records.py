@@ -23,11 +23,13 @@ Ending = Literal[
     "oom",
     "unstartable",
     "start-error",
+    "refused",
 ]
 """How a scheduler says that a job ended; empty: it does not say. killed: by a signal that
 nobody asked for; preempted and node-fail: for good, the scheduler does not start it again;
 oom: killed for the host's memory; unstartable: taken back by us, it waited in vain; start-error:
-its command could not be started on that node."""
+its command could not be started on that node; refused: by code 78, which is the site's or the
+user's mistake whoever left it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ class ModelSpec:
     revision: str | None = None
     snapshot: Literal["auto", "off"] = "auto"
     """Whether the base, once quantized, is kept beside the runs for later attempts."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """How attention is computed; auto: chosen where the run first starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+STAGES = (
+    *("claim", "contract", "checkpoint"),
+    *("imports", "assigned", "base", "adapter", "engine", "restore", "training", "first step"),
+)
+"""A start-up in its order: the helper's stages, then a rank's, which begins at the same time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.errors import QvlError
 from orchestrator.registry.rebuild import read_entry
-from orchestrator.registry.store import Registry
+from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
 
 REFRESH_S = 10.0
@@ -65,7 +65,9 @@ def _pause(run: Run, step: Step, clock: Clock) -> None:
 def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlError], None]) -> int:
     """One pass over every run that is not final; returns how many could not be looked after."""
     faults = 0
-    for entry in registry.runs():
+    entries = registry.runs()
+    ask_ahead(registry, entries)
+    for entry in entries:
         if entry.final:
             continue
         try:
@@ -83,6 +85,23 @@ def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlErro
     return faults
 
 
+def ask_ahead(registry: Registry, entries: Sequence[RunEntry]) -> None:
+    """One question for the jobs of all runs, to a backend that keeps the answer for the
+    questions on single jobs that follow.
+    """
+    jobs: dict[str, list[str]] = {}
+    for entry in entries:
+        job = (entry.row or {}).get("backend_job_id")
+        if job is not None and not entry.final:
+            jobs.setdefault(entry.backend, []).append(job)
+    for name, ids in jobs.items():
+        # Each run meets a fault itself, and says so in its own row.
+        with suppress(QvlError):
+            backend = load_backend(name, registry.state_dir)
+            if backend.capabilities.keeps_answers:
+                backend.observe(ids)
+
+
 class Rounds:
     """Pass after pass over all runs, each under a lease that is kept from one to the next."""
 
@@ -94,7 +113,9 @@ class Rounds:
 
     def once(self, report: Callable[[str, Step | QvlError], None]) -> None:
         """One pass; a run that another controller holds is left to it."""
-        for entry in self._registry.runs():
+        entries = self._registry.runs()
+        ask_ahead(self._registry, entries)
+        for entry in entries:
             if entry.final:
                 continue
             try:

@@ -12,7 +12,7 @@ from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import SubmissionId, SubmissionRecord
-from orchestrator.controller import rows
+from orchestrator.controller import nodes, rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import (
@@ -26,7 +26,7 @@ from orchestrator.domain.decide import (
     decide,
 )
 from orchestrator.domain.states import FINAL, State, state_of
-from orchestrator.errors import InternalError
+from orchestrator.errors import Full, InternalError, UserError
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound
 
@@ -48,9 +48,11 @@ class Step:
 def reconcile(run: Run) -> Step:
     """One pass. The caller holds the lease, or accepts double work (never double attempts)."""
     seen = observe(run)
+    nodes.note_deaths(run, seen)
     decision = decide(seen.facts)
+    full = None
     if isinstance(decision, Requeue) and decision.not_before <= run.clock.now():
-        _submit_next(run, seen, decision)
+        full = _submit_if_taken(run, seen, decision)
         seen = observe(run)
         decision = decide(seen.facts)
     elif isinstance(decision, Stop) and seen.backend_id is not None:
@@ -59,6 +61,8 @@ def reconcile(run: Run) -> Step:
         _withdraw(run, seen.backend_id, decision)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
     row = rows.full_row(run, seen, decision, state)
+    if full is not None:
+        row = rows.waiting_row(row, full)
     _record_end(run, seen, decision, state, row)
     run.registry.saw(run.run_id, row, final=state in FINAL, at=run.clock.now())
     return Step(state, decision, row)
@@ -117,6 +121,17 @@ def _restore_done(run: Run, seen: Seen) -> None:
         run.storage.put(layout.DONE, pretty(to_json(record)))
 
 
+def _submit_if_taken(run: Run, seen: Seen, decision: Requeue) -> str | None:
+    """Submit; the backend's words if it takes no more jobs for now. The submission that stands
+    in the run directory is handed over again by a later pass.
+    """
+    try:
+        _submit_next(run, seen, decision)
+    except Full as fault:
+        return fault.message
+    return None
+
+
 def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     """Create the next submission (or take up one that never reached the backend)."""
     newest = seen.newest
@@ -152,7 +167,22 @@ def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
 def hand_over(run: Run, record: SubmissionRecord) -> str:
     """Give a stored submission to the backend; returns its id there. May be repeated."""
     job = run.job(record.spec.resolved)
-    backend_id = run.backend.submit(run.backend.prepare(job, record.spec), record.key)
+    avoided = []
+    if run.backend.capabilities.excludes_nodes:
+        avoided = list(nodes.excluded(run.registry, run.clock.now()))
+    wanted = nodes.keeping_away(job, avoided)
+    try:
+        backend_id = run.backend.submit(run.backend.prepare(wanted, record.spec), record.key)
+    except UserError:
+        if not avoided:
+            raise
+        # Too few nodes may be left. A job on a doubtful node is better than none.
+        backend_id = run.backend.submit(run.backend.prepare(job, record.spec), record.key)
+        avoided = []
+    if avoided:
+        run.event(
+            "nodes_excluded", {"submission": record.number, "nodes": [n.node for n in avoided]}
+        )
     note = SubmissionId(number=record.number, backend_id=backend_id, time=iso(run.clock.now()))
     attempts.record_backend_id(run.storage, note)
     return backend_id

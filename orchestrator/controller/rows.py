@@ -61,6 +61,15 @@ def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str
     return row
 
 
+FULL = "submit-limit"
+"""Reason in the row of a run whose next job its backend does not take for now."""
+
+
+def waiting_row(row: dict[str, Any], words: str) -> dict[str, Any]:
+    """The row of a run whose submission waits until the backend takes it."""
+    return {**row, "reason": FULL, "message": words, "next": "submitted again at the next pass"}
+
+
 def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
     """The row with the figures of summary.json laid over it."""
     checkpoint = None

@@ -123,8 +123,15 @@ def _row(run: Run, entry: RunEntry, *, free: bool) -> dict[str, Any]:
         state = _live_state(row["state"], summary.phase)
         return rows.with_summary({**row, "state": state, "next": None}, summary)
     if free or backend_id is None:
-        return _full(run)
+        return _still_waiting(row, _full(run))
     return _attended(run, row if summary is None else rows.with_summary(row, summary))
+
+
+def _still_waiting(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What only a controller learns, why a submission was not taken, stays until it is taken."""
+    if known["reason"] != rows.FULL or found["backend_job_id"] is not None:
+        return found
+    return {**found, **{name: known[name] for name in ("reason", "message")}}
 
 
 def _live_state(known: str, phase: str) -> str:

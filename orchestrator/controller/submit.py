@@ -20,9 +20,10 @@ from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
+from orchestrator.controller import rows
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
 from orchestrator.controller.run import Run, open_entry
-from orchestrator.errors import StorageError, UserError
+from orchestrator.errors import Full, StorageError, UserError
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
 from orchestrator.storage.opening import child, open_storage
@@ -159,7 +160,12 @@ def start_submission(
             f"somebody else has just submitted run {run.run_id} (submission {other.number})",
             hint="look at `qvl-orchestrate status`, then try again",
         )
-    backend_id = hand_over(run, record)
+    try:
+        backend_id = hand_over(run, record)
+    except Full as fault:
+        row = rows.waiting_row(rows.blank_row(run.entry), fault.message)
+        run.registry.saw(run.run_id, row, final=False, at=run.clock.now())
+        backend_id = None
     made_from = {}
     if record.template is not None:
         made_from = {"template": record.template, "template_sha256": record.template_sha256}

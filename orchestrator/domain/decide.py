@@ -16,7 +16,10 @@ the job gone, last attempt ended with
     77, plan can shrink                -> Requeue (free)
     78 contract, checkpoint            -> Hold, naming the flag that would allow it
     78 otherwise                       -> Fail
-    a crash, killed for memory         -> Requeue after a back-off, Fail past the budget
+    a crash, killed for memory         -> Requeue after a back-off; the same error three times
+                                          in a row: Hold; other failures past the budget: Fail
+the job gone before its agent started,
+    refused (78)                       -> Hold
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from dataclasses import dataclass
 
 from orchestrator.contract.codes import ExitCode
 from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
+from orchestrator.domain.signature import signature
 from orchestrator.domain.verdict import Verdict
 
 FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
@@ -130,6 +134,8 @@ def _after_end(facts: RunFacts) -> Decision:
 
 def _ended_unclaimed(facts: RunFacts) -> Decision:
     """The newest submission ended before its agent wrote anything: killed while starting."""
+    if facts.ending == "refused":
+        return Hold("refused", facts.detail or "refused before its agent started (78)")
     limit = facts.policy.max_attempts_without_commit
     if facts.ending == "start-error":
         limit = facts.policy.max_failures_without_progress
@@ -189,6 +195,13 @@ def _after_failure(facts: RunFacts, verdict: Verdict) -> Decision:
     failures = failures_without_progress(facts.attempts)
     if facts.ending == "oom":
         verdict = Verdict(verdict.code, "memory", facts.detail or verdict.message)
+    repeated = same_error_in_a_row(facts.attempts)
+    if repeated >= facts.policy.max_same_error:
+        return Hold(
+            "same-error",
+            f"the same error {repeated} times in a row without a new checkpoint: "
+            + (verdict.message or verdict.reason),
+        )
     if failures >= facts.policy.max_failures_without_progress:
         return Fail(
             verdict.reason,
@@ -209,6 +222,19 @@ def failures_without_progress(attempts: tuple[AttemptFacts, ...]) -> int:
             break
         count += _is_failure(attempt)
     return count
+
+
+def same_error_in_a_row(attempts: tuple[AttemptFacts, ...]) -> int:
+    """Newest failing attempts since the last commit that ended with the same error; what the
+    scheduler took away in between counts neither way.
+    """
+    failed: list[str] = []
+    for attempt in reversed(attempts):
+        if attempt.commits:
+            break
+        if _is_failure(attempt):
+            failed.append(signature(attempt))
+    return next((n for n, s in enumerate(failed) if s != failed[0]), len(failed))
 
 
 def _is_failure(attempt: AttemptFacts) -> bool:

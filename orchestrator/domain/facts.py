@@ -29,6 +29,12 @@ class AttemptFacts:
     """How the scheduler says that this attempt's job ended, if it was the job's last attempt."""
     lost: bool = False
     """Taken away without a word of its own (see `taken_away`): no failure of the run's."""
+    silent: bool = False
+    """It left neither a verdict nor a notice: `ended_at` says only when it was claimed."""
+    started_at: float | None = None
+    """When it was claimed, in seconds since the epoch."""
+    failed_on: tuple[str, ...] = ()
+    """Nodes that crashed or left no word; not those that only followed them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,7 @@ class Policy:
     """The budgets of a run; seconds where the name says so."""
 
     max_failures_without_progress: int = 3
+    max_same_error: int = 3
     max_attempts_without_commit: int = 10
     max_timeouts_without_commit: int = 3
     backoff_base_s: float = 60.0

@@ -51,6 +51,7 @@ COMPARED_APART = (
     "base_digest",
     "base_device",
     "loss_tolerance",
+    "attention",
     "device.*",
 )
 """Covered by the global batch, by content digests, or by the ranks once they have loaded."""

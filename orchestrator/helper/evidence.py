@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.clock import parse_iso
-from orchestrator.contract.records import ClaimRecord, Ending, SubmissionRecord
+from orchestrator.contract.codes import CRASH
+from orchestrator.contract.records import (
+    ClaimRecord,
+    Ending,
+    SlotRecord,
+    SubmissionRecord,
+    VerdictRecord,
+)
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.domain.batch import at_floor
 from orchestrator.domain.decide import starts_again_now
@@ -147,9 +154,10 @@ def _ended(
     stops = attempts.read_stops(storage, number)
     verdicts = attempts.read_verdicts(storage, number)
     verdict = attempt_verdict(number, view.records, slots, stops, verdicts)
+    silent = not verdicts and not stops
     lost = taken_away(
         ending,
-        silent=not verdicts and not stops,
+        silent=silent,
         started_again=again,
         after_lost=before is not None and before.lost,
     )
@@ -163,4 +171,15 @@ def _ended(
         oom_can_shrink=not at_floor(claim.plan),
         ending=ending,
         lost=lost,
+        silent=silent,
+        started_at=parse_iso(claim.time) if claim.time else None,
+        failed_on=_failed_on(slots, verdicts),
     )
+
+
+def _failed_on(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecord]) -> tuple[str, ...]:
+    """Hosts whose slot crashed; without any, those that left no verdict."""
+    codes = {v.slot: v.code for v in verdicts}
+    crashed = {s.host for s in slots if s.host and codes.get(s.slot) == CRASH}
+    silent = {s.host for s in slots if s.host and s.slot not in codes}
+    return tuple(sorted(crashed or silent))

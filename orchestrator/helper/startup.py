@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.clock import Clock
+from orchestrator.contract.summary import STAGES
 
-LAST = "first step"
-"""The last stage, of rank 0."""
+LAST = STAGES[-1]
+"""Of rank 0."""
 AT_WORK = ("training", "evaluating", "stopping")
 """Stages that are no start-up any more, as the summary calls them."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.contract.env import STATE_DIR
+from orchestrator.domain.nodes import NodeDeath
 from orchestrator.errors import NoSuchRun, UsageError
 
 _SCHEMA = """
@@ -21,6 +22,11 @@ CREATE TABLE IF NOT EXISTS runs (
     row TEXT NOT NULL DEFAULT '{}', seen_at REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS runs_by_name ON runs (name, created_at);
+CREATE TABLE IF NOT EXISTS node_deaths (
+    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, node TEXT NOT NULL, at REAL NOT NULL,
+    error TEXT NOT NULL, forgiven INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (run_id, attempt, node)
+);
 """
 
 
@@ -107,6 +113,44 @@ class Registry:
         """Forget a run."""
         with self._open() as db:
             db.execute("DELETE FROM runs WHERE run_id=?", (run_id,))
+
+    def add_deaths(self, deaths: Iterable[NodeDeath]) -> None:
+        """Keep what is new of them; one that was known, or forgiven, stays as it is."""
+        rows = [(d.run_id, d.attempt, d.node, d.at, d.error) for d in deaths]
+        if not rows:
+            return
+        with self._open() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO node_deaths (run_id, attempt, node, at, error) "
+                "VALUES (?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def deaths(self, since: float) -> list[NodeDeath]:
+        """Those after `since` (seconds since the epoch) that nobody has forgiven."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT * FROM node_deaths WHERE at > ? AND forgiven = 0 ORDER BY at", (since,)
+            )
+            return [
+                NodeDeath(
+                    node=r["node"],
+                    run_id=r["run_id"],
+                    attempt=r["attempt"],
+                    at=r["at"],
+                    error=r["error"],
+                )
+                for r in rows
+            ]
+
+    def forgive(self, nodes: Collection[str]) -> None:
+        """Hold what happened so far against these nodes no longer; empty = all."""
+        with self._open() as db:
+            if not nodes:
+                db.execute("UPDATE node_deaths SET forgiven = 1")
+            db.executemany(
+                "UPDATE node_deaths SET forgiven = 1 WHERE node = ?", [(n,) for n in nodes]
+            )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

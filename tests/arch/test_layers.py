@@ -24,6 +24,7 @@ CATCH_ALL = {
     "trainer/snapshot.py": "removes half a snapshot, then raises again",
     "trainer/rank.py": "whatever ends a rank becomes its exit code and its last words",
     "trainer/trackers.py": "a tracker that fails never stops a run",
+    "trainer/wandblog.py": "a tracker that fails never stops a run",
 }
 """The only files that may catch everything, and why."""
 

@@ -235,6 +235,8 @@ class Run:
     def _spawn(self, number: int, extra: dict[str, str]) -> Attempt:
         size = self.job.resources.world_size
         attempt = Attempt(number, [], [])
+        scratch = self.folder.with_name(f"{self.folder.name}-scratch-{number}")
+        scratch.mkdir()
         for rank in range(size):
             ours, theirs = socket.socketpair()
             variables = {
@@ -246,6 +248,7 @@ class Run:
                 env.WORLD_SIZE: str(size),
                 env.RUN_ID: "test-run",
                 env.AGENT_FD: str(theirs.fileno()),
+                env.SCRATCH: str(scratch),
                 **extra,
             }
             log = (self.folder / f"log-{number}-{rank}.txt").open("wb")

@@ -220,7 +220,7 @@ class ServerApi:
             words = str(fault) or type(fault).__name__
             raise Unreachable(f"the API server {self._client.base_url}: {words}") from None
         except ConfigError as fault:
-            raise UserError(f"no credentials for the cluster: {fault}", hint=_LOG_IN) from None
+            raise Unreachable(f"no credentials for the cluster: {fault}", hint=_LOG_IN) from None
 
 
 def _answer(answer: Any) -> Raw:
@@ -234,7 +234,8 @@ def _answer(answer: Any) -> Raw:
         return found
     message = str(found.get("message") or f"the API server answers {answer.status_code}")
     if answer.status_code == 401:
-        raise UserError(
+        # A login that has expired is mended by a new one: a controller waits for it.
+        raise Unreachable(
             "the API server does not know these credentials", hint="log in to the cluster anew"
         )
     reason = str(found.get("reason") or "")

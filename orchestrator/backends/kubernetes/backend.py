@@ -22,7 +22,7 @@ from orchestrator.backends.kubernetes.cluster import Cluster
 from orchestrator.backends.kubernetes.objects import PodView, read_job, read_pod
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.errors import InternalError, QvlError, Unreachable, UserError
+from orchestrator.errors import Full, InternalError, QvlError, Unreachable, UserError
 
 TEMPLATE = "job.yaml.j2"
 CAPABILITIES = Capabilities(
@@ -320,7 +320,9 @@ def _refuse_stranger(job: Raw, spec: TrainSpec) -> None:
         )
 
 
-def _refusal(fault: Refused) -> UserError:
+def _refusal(fault: Refused) -> QvlError:
+    if fault.status == 403 and "exceeded quota" in fault.message:
+        return Full(f"the namespace's quota is used up: {fault.message}")
     hint = "`submit --dry-run` prints the manifest that was refused"
     if fault.status == 403 and " cannot " in fault.message:
         hint = "is it the right namespace (kubernetes.namespace)? else ask for k8s/rbac.yaml"

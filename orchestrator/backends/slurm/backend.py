@@ -18,11 +18,16 @@ from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import Unreachable, UserError
 
 TEMPLATE = "train.sbatch.j2"
+OUTPUT = "agent.log"
+"""Where the templates let a job write, in its own folder."""
+TAIL_BYTES = 4096
 CAPABILITIES = Capabilities(
     requeues_itself=True,
     keeps_id=True,
     delivers_usr1=True,
     multi_node=True,
+    excludes_nodes=True,
+    keeps_answers=True,
     poll_s=30.0,
 )
 _ENDED = ("invalid job id", "already completing or completed", "already finished")
@@ -39,7 +44,7 @@ class SlurmBackend:
 
     def __init__(self, state_dir: Path) -> None:
         self._jobs = state_dir / "jobs"
-        self._queue = Queue(time.time, time.monotonic)
+        self._queue = Queue(time.time, time.monotonic, self._last_words)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -81,6 +86,16 @@ class SlurmBackend:
 
     def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
         return self._queue.observe(ids)
+
+    def _last_words(self, key: str) -> str:
+        """The last line that the job of that name wrote; empty where it cannot be read."""
+        try:
+            with (self._jobs / key / OUTPUT).open("rb") as file:
+                file.seek(-min(TAIL_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
         if rank is not None:

@@ -25,6 +25,11 @@ _SILENT = (
     "zero bytes were transmitted",
 )
 """Words of a client that could not reach the daemon it asks (lower case)."""
+_FULL = ("submitjob", "maxjobcount", "slurm temporarily unable to accept job")
+"""Words of sbatch for a limit on how many jobs may be queued at a time (lower case), as in
+AssocMaxSubmitJobLimit or QOSGrpSubmitJobsLimit. Not "violates accounting/QOS policy", which it
+says of a job too large to be ever taken, too.
+"""
 _PREFIXES = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_", "SCONTROL_")
 
 
@@ -101,3 +106,11 @@ def is_silent(words: str) -> bool:
     """True if a client's complaint means that nobody answered it."""
     said = words.lower()
     return any(sign in said for sign in _SILENT)
+
+
+def full_words(words: str) -> str | None:
+    """The line of sbatch's complaint which says that it would take the job later, when others
+    have ended; None if it does not.
+    """
+    lines = (line.strip() for line in words.splitlines())
+    return next((x for x in lines if any(sign in x.lower() for sign in _FULL)), None)

@@ -16,7 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from orchestrator.backends.slurm import commands
-from orchestrator.errors import Unreachable, UserError
+from orchestrator.errors import Full, Unreachable, UserError
 
 
 class TemplateExecutor(SlurmExecutor):
@@ -38,6 +38,11 @@ class TemplateExecutor(SlurmExecutor):
             words = str(fault).strip() or "sbatch failed without a word"
             if commands.is_silent(words):
                 raise Unreachable(f"sbatch: {words.splitlines()[-1]}") from None
+            if (limit := commands.full_words(words)) is not None:
+                raise Full(
+                    f"Slurm takes no more jobs of yours for now: {limit}",
+                    hint="it is tried again; `squeue --me` shows what counts",
+                ) from None
             raise UserError(
                 f"Slurm refuses the job: {words}",
                 hint="`submit --dry-run` prints the batch file that was refused",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from orchestrator.backends.base import Observation
 from orchestrator.backends.slurm import commands, states
@@ -11,61 +14,120 @@ from orchestrator.errors import Unreachable
 
 FRESH_S = 10.0
 """An answer this young is given again: many runs are asked for one after the other."""
-_shared: dict[str, tuple[float, tuple[JobState, ...]]] = {}
-"""The newest answer of squeue in this process."""
+ACCOUNTED_S = 60.0
+"""The accounting is asked again so long after it failed, or did not say how a job ended."""
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What Slurm said last in this process; many backends, one for each run, ask through it."""
+
+    asked: float = -math.inf
+    """Monotonic seconds of the last answer of squeue; -inf: the next question goes to Slurm."""
+    jobs: tuple[JobState, ...] = ()
+    fault: str = ""
+    """Why squeue gave none."""
+    accounted: dict[str, tuple[float, JobState | None]] = field(default_factory=dict)
+    """By job: when the accounting was asked for it, and what it knew. That a job has ended stays
+    true: Slurm cannot start again what it has forgotten."""
+    unaccounted: float = -math.inf
+    """Monotonic seconds when the accounting last failed, as it does where there is none."""
+
+
+_answers = _Answers()
+_asking = threading.RLock()
+"""Held while Slurm is asked: who comes second finds the answer of the first."""
 
 
 class Queue:
     """This user's jobs. `wall` gives seconds since the epoch, `steady` monotonic seconds."""
 
-    def __init__(self, wall: Callable[[], float], steady: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        wall: Callable[[], float],
+        steady: Callable[[], float],
+        last_words: Callable[[str], str] = lambda _: "",
+    ) -> None:
+        """`last_words`: of the output of the job of that name."""
+        self._last_words = last_words
         self._wall = wall
         self._steady = steady
 
     def observe(self, ids: Sequence[str]) -> dict[str, Observation]:
         """What Slurm says of each job. Raises Unreachable if squeue does not answer."""
-        known = {job.job_id: job for job in self._jobs()}
-        missing = [i for i in ids if i not in known]
-        known |= self._accounted(missing)
+        with _asking:
+            known = {job.job_id: job for job in self._jobs()}
+            missing = [i for i in ids if i not in known]
+            known |= self._accounted(missing)
         return {i: self._observation(known, i) for i in ids}
 
     def find(self, key: str) -> str | None:
         """The job of that name, living or ended; the newest if there are several."""
-        self.forget()
-        named = [job.job_id for job in self._jobs() if job.name == key]
+        with _asking:
+            self.forget()
+            jobs = self._jobs()
+        named = [job.job_id for job in jobs if job.name == key]
         return max(named, key=int, default=None)
 
     def forget(self) -> None:
         """The next question goes to Slurm."""
-        _shared.clear()
+        _answers.asked = -math.inf
 
     def _observation(self, known: Mapping[str, JobState], job_id: str) -> Observation:
         job = known.get(job_id)
         if job is None:
             return Observation(phase="unknown", detail="not known to Slurm", forgotten=True)
-        return states.observation(job, self._wall())
+        seen = states.observation(job, self._wall())
+        words = self._last_words(job.name) if seen.ending == "refused" else ""
+        return replace(seen, detail=f"{seen.detail}: {words}") if words else seen
 
     def _jobs(self) -> tuple[JobState, ...]:
-        cached = _shared.get("squeue")
-        if cached is not None and self._steady() - cached[0] < FRESH_S:
-            return cached[1]
+        if self._steady() - _answers.asked >= FRESH_S:
+            self._ask()
+        if _answers.fault:
+            raise Unreachable(_answers.fault)
+        return _answers.jobs
+
+    def _ask(self) -> None:
+        """One squeue for all jobs of this user; that it gives no answer is remembered too, lest
+        each run wait for it in turn.
+        """
         argv = ["squeue", "--me", "--states=all", f"--Format={states.SQUEUE_FORMAT}"]
-        answer = commands.run(argv)
-        jobs = states.parse_squeue(answer.out) if answer.ok else None
-        if jobs is None:
-            raise Unreachable(f"squeue gives no answer: {answer.words}")
-        _shared["squeue"] = (self._steady(), jobs)
-        return jobs
+        fault, jobs = "", None
+        try:
+            answer = commands.run(argv)
+            jobs = states.parse_squeue(answer.out) if answer.ok else None
+            if jobs is None:
+                fault = f"squeue gives no answer: {answer.words}"
+        except Unreachable as silent:
+            fault = silent.message
+        _answers.jobs, _answers.fault = jobs or (), fault
+        _answers.asked = self._steady()
 
     def _accounted(self, ids: Sequence[str]) -> dict[str, JobState]:
         """What the accounting, if there is one, says of jobs that Slurm has forgotten."""
-        numbers = [i for i in ids if i.isdigit()]
-        if not numbers:
-            return {}
-        argv = ["sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(numbers)}"]
+        unknown = [i for i in ids if i.isdigit() and not self._is_known(i)]
+        if unknown and self._steady() - _answers.unaccounted >= ACCOUNTED_S:
+            self._ask_accounting(unknown)
+        found = {i: _answers.accounted[i][1] for i in ids if i in _answers.accounted}
+        return {i: job for i, job in found.items() if job is not None}
+
+    def _is_known(self, job_id: str) -> bool:
+        """True if the accounting said how the job ended, or was asked for it a moment ago."""
+        asked, job = _answers.accounted.get(job_id, (-math.inf, None))
+        ended = job is not None and states.ending_of(job) is not None
+        return ended or self._steady() - asked < ACCOUNTED_S
+
+    def _ask_accounting(self, ids: Sequence[str]) -> None:
+        argv = ["sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(ids)}"]
         argv += ["--starttime=1970-01-01", f"--format={states.SACCT_FORMAT}"]
+        now = self._steady()
         try:
             answer = commands.run(argv)
         except Unreachable:
-            return {}
-        return {j.job_id: j for j in states.parse_sacct(answer.out)} if answer.ok else {}
+            answer = None
+        if answer is None or not answer.ok:
+            _answers.unaccounted = now
+            return
+        jobs = {j.job_id: j for j in states.parse_sacct(answer.out)}
+        _answers.accounted.update({i: (now, jobs.get(i)) for i in ids})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.backends.base import Observation
+from orchestrator.contract.codes import ExitCode
 from orchestrator.contract.records import Ending
 
 FIELDS = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "EndTime", "Name")
@@ -138,6 +139,8 @@ def ending_of(job: JobState) -> Ending | None:
     ending = _ENDINGS.get(job.state)
     if ending != "failed" or job.state == "OUT_OF_MEMORY":
         return ending
+    if job.exit_code == ExitCode.REFUSED and not job.signal:
+        return "refused"
     if "LaunchFailure" in job.reason or job.signal == 9 or job.exit_code in (9, _KILLED_CODE):
         return "killed"
     return ending

@@ -46,6 +46,8 @@ def sbatch(argv: list[str]) -> int:
     for word in options:
         key, _, value = word.partition("=")
         given[key.lstrip("-")] = value
+    if full := state.setting("full", ""):
+        return complain(f"sbatch: error: {full}")
     if given.get("partition") == "nowhere":
         return complain("sbatch: error: invalid partition specified: nowhere")
     with state.locked():
@@ -56,6 +58,7 @@ def sbatch(argv: list[str]) -> int:
             {
                 "id": number,
                 "name": given.get("job-name", Path(script).name),
+                "exclude": given.get("exclude", ""),
                 "state": "PENDING",
                 "reason": "None",
                 "restarts": 0,

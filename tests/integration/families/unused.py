@@ -20,8 +20,8 @@ class SpoiltWork(TrainingWork):
 
         load = build.load_model
 
-        def spoilt(*args: Any) -> Any:
-            loaded = load(*args)
+        def spoilt(*args: Any, **kwargs: Any) -> Any:
+            loaded = load(*args, **kwargs)
             layer = loaded.model.base_model.model.model.language_model.layers[0]
             layer.register_parameter("lora_unused", torch.nn.Parameter(torch.ones(8)))
             return loaded

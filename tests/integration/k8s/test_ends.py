@@ -76,6 +76,22 @@ def test_a_quota_is_waited_for(bench: KubeBench) -> None:
     assert run.drive(seconds=120.0).state == "SUCCEEDED"
 
 
+def test_a_quota_of_jobs_is_waited_for(bench: KubeBench) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "no-jobs"},
+        "spec": {"hard": {"count/jobs.batch": "0"}},
+    }
+    bench.cluster.apply(quota)
+    bench.cluster.wait(lambda: "used" in bench.cluster.get("resourcequota", "no-jobs")[0]["status"])
+    run = bench.submit()
+    waiting = run.drive(lambda s: "quota" in (s.row["message"] or ""), seconds=60.0)
+    assert (waiting.state, bench.cluster.get("jobs")) == ("QUEUED", [])
+    bench.cluster.kubectl("delete", "resourcequota", "no-jobs")
+    assert run.drive(seconds=120.0).state == "SUCCEEDED"
+
+
 def test_no_node_has_room(bench: KubeBench) -> None:
     run = bench.submit(bench.job(kubernetes={"node_selector": {"no": "such"}}))
     waiting = run.drive(lambda s: "no node has room" in (s.row["message"] or ""))

@@ -28,10 +28,10 @@ PATIENCE_S = 500.0
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model and its pictures, where users that are not root may read them."""
     folder = tmp_path_factory.mktemp("training")
-    for each in (folder, *folder.parents[:1]):
-        each.chmod(0o755)
     jobs.write_data(folder)
     jobs.make_model(folder)
+    for each in (folder, folder.parent, *folder.rglob("*")):
+        each.chmod(0o755 if each.is_dir() else 0o644)
     return folder
 
 
@@ -39,10 +39,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """The outcome of the same job on this machine, left alone."""
     local = Bench(tmp_path_factory.mktemp("calm-training"), module="trainer")
-    run = TrainingRun(local.submit(jobs.job(data)).run)
+    run = TrainingRun(local.submit(long_job(data)).run)
     assert run.finish().state == "SUCCEEDED", run.logs()
     local.close()
     return run.outcome()
+
+
+def long_job(data: Path) -> ResolvedJob:
+    """Long enough that a notice, which may take two seconds to become a signal, meets it."""
+    return jobs.job(data, max_steps=60, every_steps=20)
 
 
 def submitted(bench: KubeBench, data: Path, *, nodes: int = 1, **settings: Any) -> TrainingRun:
@@ -52,11 +57,11 @@ def submitted(bench: KubeBench, data: Path, *, nodes: int = 1, **settings: Any) 
     mount = {"host_path": str(data), "path": str(data), "read_only": True}
     block = {**base.kubernetes, "volumes": [*base.kubernetes["volumes"], mount]}
     job: ResolvedJob = replace(
-        jobs.job(data),
+        long_job(data),
         backend="kubernetes",
         python=base.python,
         resources=Resources(nodes=nodes, gpus_per_node=2 // nodes),
-        checkpoint=replace(jobs.job(data).checkpoint, uri=base.checkpoint.uri),
+        checkpoint=replace(long_job(data).checkpoint, uri=base.checkpoint.uri),
         kubernetes=block,
     )
     return TrainingRun(bench.submit(job).run)
@@ -113,14 +118,16 @@ def test_drained_and_deleted_twice(
     bench: KubeBench, data: Path, undisturbed: tuple[Any, ...], nodes: int, how: str
 ) -> None:
     run = submitted(bench, data, nodes=nodes)
-    for attempt, step in ((1, 2), (2, 5)):
+    for attempt, step in ((1, 2), (2, 25)):
         run.follow(trains(step, attempt), seconds=PATIENCE_S)
         pod = bench.cluster.running(run.run.run_id)[-1]
         node = pod["spec"]["nodeName"]
         if how == "delete":
             bench.cluster.delete_pod(pod["metadata"]["name"])
         else:
-            bench.cluster.kubectl("drain", node, "--force", "--ignore-daemonsets", "--timeout=60s")
+            bench.cluster.kubectl(
+                "drain", node, "--force", "--delete-emptydir-data", "--timeout=60s"
+            )
             bench.cluster.kubectl("uncordon", node)
         run.follow(lambda s, n=attempt: s.row["attempt"] > n, seconds=PATIENCE_S)
     check_end(run, undisturbed, attempts=3)
@@ -138,7 +145,7 @@ def test_on_s3_preempted_three_times(
 ) -> None:
     with s3_for_pods(bench, weed, monkeypatch) as settings:
         run = submitted(bench, data, nodes=nodes, **settings)
-        for attempt, step in ((1, 1), (2, 3), (3, 6)):
+        for attempt, step in ((1, 1), (2, 15), (3, 35)):
             run.follow(trains(step, attempt), seconds=PATIENCE_S)
             run.notify()
             run.follow(lambda s, n=attempt: s.row["attempt"] > n, seconds=PATIENCE_S)

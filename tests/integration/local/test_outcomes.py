@@ -15,19 +15,20 @@ from orchestrator.storage import attempts
 from tests.harness.runs import Bench
 
 
-def test_three_failures_without_progress_end_the_run(
+def test_the_same_error_three_times_without_progress_holds_the_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = bench.submit(crash_at="7:1")
     run.hurry()
     end = run.drive()
-    assert (end.state, end.row["attempt"]) == ("FAILED", 4)
-    assert "3 failures without a new checkpoint" in end.row["message"]
+    assert (end.state, end.row["reason"], end.row["attempt"]) == ("HELD", "same-error", 4)
+    assert "3 times in a row without a new checkpoint" in end.row["message"]
+    assert end.row["next"] == f"qvl-orchestrate resume {run.run.run_id}"
     assert "rank 1: RuntimeError: crash (asked for)" in end.row["message"]
     with pytest.raises(UserError):
         resume(run.run, ref="latest", job=None) and resume(run.run)
     again = run.drive()
-    assert again.state == "FAILED"
+    assert again.state == "HELD"
 
 
 def test_an_interpreter_that_never_starts_is_held_in_the_end(bench: Bench) -> None:
@@ -48,7 +49,7 @@ def test_out_of_memory_shrinks_the_micro_batch_with_the_same_samples(bench: Benc
     claims = attempts.read_claims(run.storage)
     assert [(c.plan.micro, c.plan.accumulation) for c in claims[:2]] == [(2, 2), (1, 4)]
     end = run.drive()
-    assert end.state == "FAILED", "at the floor it is a failure"
+    assert (end.state, end.row["reason"]) == ("HELD", "same-error"), "at the floor: a failure"
     assert "out of memory" in end.row["message"]
     ours, theirs = run.curve(), calm.curve()
     assert all(ours[s].samples == theirs[s].samples for s in ours)

@@ -58,4 +58,4 @@ def assert_loaded_from_copies(run: TrainingRun, bench: TrainingBench) -> None:
     left = [p for p in (bench.folder / "tmp").rglob("*") if p.is_file()]
     assert {p.parent.name for p in left} == {"tensorboard"}
     said = [e["data"]["message"] for e in run.events("warning")]
-    assert any("TensorBoard cannot write to s3://" in text for text in said)
+    assert any("trackers cannot write to s3://" in text for text in said)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.slurm import queue
 from tests.harness.runs import Bench
 from tests.harness.slurm_cluster import Cluster, missing
 from tests.harness.slurm_runs import SlurmBench
@@ -30,6 +31,7 @@ def bench(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """A workplace on the cluster; its jobs do not outlive the test."""
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
     monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)
+    monkeypatch.setattr(queue, "_answers", queue._Answers())
     monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
     bench = SlurmBench(tmp_path, cluster=slurm)
     yield bench

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.slurm import queue
 from orchestrator.backends.slurm.backend import SlurmBackend
 from tests.harness.slurm_cluster import Cluster, missing
 from tests.harness.slurm_runs import SlurmBench, job_id
@@ -29,6 +30,7 @@ def accounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm
         cluster.start()
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
         monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)
+        monkeypatch.setattr(queue, "_answers", queue._Answers())
         monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
         yield SlurmBench(tmp_path / "bench", cluster=cluster)
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.slurm import queue
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Bench
 from tests.harness.slurm_runs import SlurmBench
@@ -20,7 +21,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluste
     cluster.install(environ)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.1)
+    monkeypatch.setattr(queue, "FRESH_S", 0.1)
+    monkeypatch.setattr(queue, "_answers", queue._Answers())
     monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.1)
     yield cluster
     cluster.close()

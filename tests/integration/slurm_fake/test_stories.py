@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator.backends.slurm import commands
+from orchestrator.clock import SystemClock
+from orchestrator.controller import nodes, status
 from orchestrator.controller.actions import cancel
+from orchestrator.errors import UserError
 from orchestrator.storage import attempts
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven
@@ -249,3 +253,81 @@ def test_a_crash_on_one_node_ends_the_others_though_they_hang(
     assert fake.job(job_id(run))["restarts"] == 0
     codes = {v.slot: v.code for v in attempts.read_verdicts(run.storage, 1)}
     assert codes == {0: 1, 1: 1}
+
+
+def test_a_batch_script_that_refuses_is_held_with_its_last_words(
+    bench: SlurmBench, fake: FakeCluster
+) -> None:
+    """A missing module, say: nothing is gained by trying ten times."""
+    setup = ["echo no such module: cuda/99 >&2; exit 78"]
+    run = bench.submit(bench.job(slurm={"partition": "preemptible", "setup": setup}))
+    until_job(fake, run, "FAILED")
+    end = run.drive()
+    assert (end.state, end.row["reason"]) == ("HELD", "refused")
+    assert "no such module: cuda/99" in end.row["message"]
+    assert len(attempts.read_submissions(run.storage)) == 1
+
+
+LIMIT = (
+    "Batch job submission failed: Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize("limit", ["AssocMaxSubmitJobLimit", "QOSGrpSubmitJobsLimit"])
+def test_a_limit_on_submitted_jobs_is_waited_for(
+    bench: SlurmBench, fake: FakeCluster, limit: str
+) -> None:
+    fake.set(full=f"{limit}\nsbatch: error: {LIMIT}")
+    run = bench.submit(step_s=0.01)
+    for _ in range(2):
+        step = run.look()
+        assert (step.state, step.row["reason"], step.settled) == ("QUEUED", "submit-limit", False)
+        assert limit in step.row["message"]
+    entry = bench.registry.find(run.run.run_id)
+    assert limit in status.snapshot(bench.registry, SystemClock(), [entry])[0].row["message"]
+    fake.set(full="")
+    assert run.drive().state == "SUCCEEDED"
+    assert len(attempts.read_submissions(run.storage)) == 1
+
+
+def test_a_job_that_no_waiting_would_help_is_refused(bench: SlurmBench, fake: FakeCluster) -> None:
+    """The same words end sbatch's complaint about a job that is too large for its account."""
+    fake.set(full=f"QOSMaxGRESPerJob\nsbatch: error: {LIMIT}")
+    with pytest.raises(UserError, match="QOSMaxGRESPerJob"):
+        bench.submit(step_s=0.01)
+
+
+class Later(SystemClock):
+    """A clock on which a back-off of minutes is over, and a day is not."""
+
+    def now(self) -> float:
+        return super().now() + 7200.0
+
+
+def test_a_node_on_which_two_attempts_died_is_kept_away_from_until_it_is_cleared(
+    bench: SlurmBench, fake: FakeCluster
+) -> None:
+    """The jobs of every run; the fake's first node is called fake0."""
+    run = bench.submit(step_s=STEP_S, crash_at="3:0")
+    until_job(fake, run, "FAILED")
+    run.look()
+    assert not nodes.excluded(bench.registry, SystemClock().now()), "one death is no pattern"
+    run.run = replace(run.run, clock=Later())
+    run.look()
+    until_job(fake, run, "FAILED")
+    run.look()
+    (bad,) = nodes.excluded(bench.registry, SystemClock().now())
+    assert (bad.node, bad.deaths) == ("fake0", 2)
+    assert "crash (asked for)" in bad.error
+
+    job = bench.job(slurm={"partition": "preemptible", "exclude": "old[1-2]"})
+    other = bench.submit(job, step_s=0.01)
+    assert fake.job(job_id(other))["exclude"] == "old[1-2],fake0"
+    assert other.drive().state == "SUCCEEDED"
+    bench.registry.forgive(["fake0"])
+    run.look()
+    assert not nodes.excluded(bench.registry, SystemClock().now()), "seen again, forgiven still"
+    third = bench.submit(step_s=0.01)
+    assert fake.job(job_id(third))["exclude"] == ""
+    assert third.drive().state == "SUCCEEDED"

@@ -139,7 +139,11 @@ def test_every_command_has_json_and_an_example(
     assert entry.main([name, "--help"]) == 0
     page = capsys.readouterr().out
     assert f"qvl-orchestrate {name}" in page.split("Example", 1)[1]
-    verbs = {"controller": ["once"], "template": ["show", "diff", "check", "init"]}
+    verbs = {
+        "controller": ["once", "run", "unit"],
+        "nodes": ["list", "clear"],
+        "template": ["show", "diff", "check", "init"],
+    }
     for verb in verbs.get(name, ()):
         assert entry.main([name, verb, "--help"]) == 0
         page = capsys.readouterr().out

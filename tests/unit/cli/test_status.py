@@ -52,7 +52,9 @@ def test_status_as_text(shell: Shell, run: Built) -> None:
     assert head.split()[:5] == ["run", "name", "backend", "GPUs", "state"]
     assert re.search(r"HELD .* 15/20 +0\.5000 +10 (✓|ok) 3\d s +0 +- +qvl-orch", row)
     assert re.fullmatch(r"as of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", as_of)
+    run.held(startup={"imports": 4.02, "claim": 0.1, "own": 1.0, "first step": 2.0})
     detailed = shell("status", "fake", "-v")
+    assert "start-up: claim 0.1 s, imports 4.0 s, first step 2.0 s, own 1.0 s\n" in detailed
     assert f"run directory: {run.storage.uri}" in detailed
     assert "message: lora.r differs: 8, 16" in detailed
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.deepspeed import merged
 from tests.unit.config.conftest import Folder
 
 
@@ -135,3 +136,22 @@ def test_a_missing_file(folder: Folder) -> None:
     text = folder.said("deepspeed={config: none.json}")
     assert "deepspeed.config: none.json: no such file" in text
     assert "paths are relative to the job file" in text
+
+
+@pytest.mark.parametrize(
+    ("user", "forced"),
+    [
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, False),
+        (
+            {
+                "zero_optimization": {"offload_optimizer": {"device": "cpu"}},
+                "zero_force_ds_cpu_optimizer": True,
+            },
+            True,
+        ),
+        ({"zero_optimization": {"stage": 1}}, None),
+    ],
+)
+def test_an_offloaded_optimizer_is_the_trainers(user: dict[str, Any], forced: bool | None) -> None:
+    """DeepSpeed's own one for CPUs would be compiled at the start; only who asks gets it."""
+    assert merged(user, None, fp16=False).get("zero_force_ds_cpu_optimizer") is forced

@@ -14,6 +14,7 @@ CODES = {
     errors.UsageError: 2,
     errors.NoSuchRun: 3,
     errors.Unreachable: 69,
+    errors.Full: 69,
     errors.StorageError: 69,
     errors.CheckpointError: 73,
     errors.LogDamaged: 73,

@@ -128,7 +128,7 @@ def test_preemptions_between_failures_neither_count_nor_forgive() -> None:
         attempt(3, 1, "crash"),
         attempt(4, 76, "preempted"),
         attempt(5, 77, "oom"),
-        attempt(6, 1, "crash"),
+        attempt(6, 1, "killed"),
     )
     assert failures_without_progress(mixed) == 3
     assert isinstance(decide(gone(*mixed)), Fail)
@@ -159,7 +159,50 @@ def test_out_of_memory_is_free_until_the_floor_and_then_a_failure() -> None:
     assert failures_without_progress(free) == 0
     floor = tuple(attempt(n, 77, "oom", shrink=False) for n in range(9, 12))
     assert isinstance(decide(gone(*free, *floor[:2])), Requeue)
-    assert isinstance(decide(gone(*free, *floor)), Fail)
+    held = decide(gone(*free, *floor))
+    assert isinstance(held, Hold)
+    assert (held.reason, held.next_flags) == ("same-error", "")
+
+
+def crashed(number: int, message: str, **more: int) -> AttemptFacts:
+    return attempt(number, 1, "crash", message=message, **more)  # type: ignore[arg-type]
+
+
+def test_the_same_error_three_times_in_a_row_holds_with_its_last_words() -> None:
+    patient = Policy(max_failures_without_progress=9)
+    words = [f"rank {n}: CUDA error at 0x{n}f3 in /a/b{n}/c.py line {n}" for n in (1, 2, 3)]
+    two = [crashed(n, w) for n, w in enumerate(words[:2], 1)]
+    assert isinstance(decide(gone(*two, policy=patient)), Requeue)
+    found = decide(gone(*two, attempt(3, 75, "preempted"), crashed(4, words[2]), policy=patient))
+    assert isinstance(found, Hold)
+    assert found.reason == "same-error"
+    assert found.message.endswith(words[2])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [crashed(2, "rank 0: another"), crashed(2, "rank 1: boom", commits=1), attempt(2, 1, "killed")],
+    ids=["another error", "a commit", "killed without a word"],
+)
+def test_what_breaks_a_row_of_errors(between: AttemptFacts) -> None:
+    patient = Policy(max_failures_without_progress=9)
+    row = (
+        crashed(1, "rank 0: boom"),
+        between,
+        crashed(3, "rank 3: boom"),
+        crashed(4, "rank 0: boom"),
+    )
+    assert isinstance(decide(gone(*row, policy=patient)), Requeue)
+    assert isinstance(decide(gone(*row, crashed(5, "rank 9: boom"), policy=patient)), Hold)
+
+
+def test_a_batch_script_that_refuses_is_held_at_once_with_its_words() -> None:
+    found = decide(gone(ending="refused", detail="FAILED: module: no cuda/99"))
+    assert found == Hold("refused", "FAILED: module: no cuda/99")
+    late = gone(attempt(1, 75, "preempted", commits=1), newest_submission=2, ending="refused")
+    assert isinstance(decide(late), Hold)
+    own = gone(attempt(1, 78, "contract", message="m"), ending="refused")
+    assert decide(own) == Hold("contract", "m", "--restart-from weights")
 
 
 def test_the_back_off_doubles_up_to_its_cap() -> None:

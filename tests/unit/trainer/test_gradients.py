@@ -81,3 +81,27 @@ def test_the_vision_tower_is_judged_by_pictures(loaded: Any, batches: Iterator[A
     with pytest.raises(UserError, match=r"1 trainable .*visual\.unused"):
         backward(loaded.model, next(batches))
     backward(loaded.model, next(batches))  # said once
+
+
+def test_without_pictures_the_vision_tower_still_has_a_gradient(
+    loaded: Any, batches: Iterator[Any]
+) -> None:
+    """On every rank alike: DeepSpeed reduces what has one, and the ranks' sizes must be equal."""
+    import torch
+
+    from trainer.gradients import GradientWatch, Reached
+
+    visual = loaded.model.base_model.model.model.visual
+    visual.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
+    reached, batch = Reached(loaded.model), next(batches)
+    GradientWatch(loaded.model)
+    loss = loaded.model(**batch).loss
+    again = reached.by(loss, batch)
+    assert again.item().hex() == loss.item().hex()
+    again.backward()
+    seen = {n: p.grad for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert [n for n, grad in seen.items() if grad is None] == []
+    assert all(not grad.any() for n, grad in seen.items() if grad is not None and ".visual." in n)
+    assert reached.by(loss, {"pixel_values": torch.ones(1)}) is loss
+    with pytest.raises(UserError, match=r"1 trainable .*visual\.unused"):
+        backward(loaded.model, next(batches))

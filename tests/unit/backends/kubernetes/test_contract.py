@@ -67,9 +67,12 @@ def test_a_server_that_cannot_serve_now(world: World, fake: FakeKube, status: in
 
 
 def test_credentials_that_have_run_out(world: World, fake: FakeKube) -> None:
+    """A login that expires overnight must not end the controllers: it may be renewed."""
     fake.faults = [Fault(401, "Unauthorized", "Unauthorized")]
-    with pytest.raises(UserError, match="credentials"):
+    with pytest.raises(Unreachable, match="credentials") as caught:
         world.submit()
+    assert caught.value.hint == "log in to the cluster anew"
+    assert world.until(world.submit(), "running")
 
 
 def test_a_refusal_is_told_in_the_server_s_words(world: World) -> None:

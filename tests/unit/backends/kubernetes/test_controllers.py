@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.kubernetes.api import ServerApi
+from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.cli.follow import leave_controller
 from orchestrator.clock import FakeClock, SystemClock
 from orchestrator.contract.resolved import Resources
@@ -17,7 +19,10 @@ from orchestrator.controller import loop, status
 from orchestrator.controller.loop import Rounds
 from orchestrator.errors import UserError
 from orchestrator.registry.store import Registry
+from orchestrator.storage import attempts
+from orchestrator.storage.posix import PosixStorage
 from tests.harness.fake_kube import FakeKube, Fault
+from tests.harness.kube_runs import run_events
 from tests.harness.runs import Bench, Driven
 
 pytest.importorskip("lightkube")
@@ -160,6 +165,7 @@ def test_a_controller_s_job_has_what_it_needs_and_no_more(run: Driven, fake: Fak
 def test_a_controller_s_job_is_no_attempt(run: Driven, fake: FakeKube) -> None:
     choose(run, controller="job")
     loop.leave_controller(run.run)
+    run.hurry()
     before = run.look().row["attempt"]
     first = f"{run.run.run_id}-1"
     fake.answer("DELETE", f"/api/v1/namespaces/mine/pods/{pod_of(fake, first)}", None)
@@ -205,6 +211,27 @@ def test_a_site_s_controller_template_is_checked(
     loop.leave_controller(run.run)
     [job] = controllers_of(fake)
     assert job["spec"]["template"]["spec"]["priorityClassName"] == "job"
+
+
+def test_a_quota_of_jobs_is_waited_for(
+    run: Driven, fake: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the end of the run's controller: the same submission is handed over later."""
+    run.hurry()
+    run.look()
+    fake.answer(
+        "DELETE", f"/api/v1/namespaces/mine/pods/{pod_of(fake, f'{run.run.run_id}-1')}", None
+    )
+
+    def full(*_: Any, **__: Any) -> None:
+        raise Fault(403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: few')
+
+    real = fake._create
+    monkeypatch.setattr(fake, "_create", full)
+    step = run.drive(lambda s: "exceeded quota: few" in (s.row["message"] or ""))
+    assert step.state == "QUEUED"
+    monkeypatch.setattr(fake, "_create", real)
+    assert run.look().row["backend_job_id"].endswith("-2")
 
 
 def test_a_submission_stands_though_its_controller_is_refused(
@@ -256,3 +283,78 @@ def test_a_cancel_of_a_run_with_secrets_forgets_them(
     fake.answer("DELETE", f"/apis/batch/v1/namespaces/mine/jobs/{sent['metadata']['name']}", None)
     assert run.drive().state == "CANCELLED"
     assert fake.all("secrets") == []
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("where", ["server", "storage"])
+def test_a_controller_killed_at_any_step_of_a_requeue(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, late: bool
+) -> None:
+    """At each request to the server, at each file that is created: one Job a submission, and
+    no submission is skipped.
+    """
+    monkeypatch.setattr(fake, "save_s", 0.0)
+    owner, name = (ServerApi, "_ask") if where == "server" else (PosixStorage, "create")
+    real, step = getattr(owner, name), 0
+    while True:
+        step += 1
+        run = preempted(fake, tmp_path / f"bench-{step}")
+        calls = iter(range(1, 10**6))
+
+        def deadly(*args: Any, _calls: Any = calls, _step: int = step, **kwargs: Any) -> Any:
+            mine = next(_calls) == _step
+            if mine and not late:
+                raise Killed
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if mine:
+                    raise Killed
+
+        monkeypatch.setattr(owner, name, deadly)
+        killed = False
+        try:
+            run.look()
+        except Killed:
+            killed = True
+        finally:
+            monkeypatch.setattr(owner, name, real)
+        again = replace(run.run, backend=KubernetesBackend(ServerApi))
+        Driven(again).drive(lambda s: str(s.row["backend_job_id"]).endswith("-2"))
+        more = Driven(again).look()
+        assert more.row["backend_job_id"].endswith("-2")
+        found = {j["metadata"]["name"] for j in fake.all("jobs")}
+        mine = {n.removeprefix(run.run.run_id) for n in found if n.startswith(run.run.run_id)}
+        assert {"-2"} <= mine <= {"-1", "-2"}, step
+        assert [s.number for s in attempts.read_submissions(run.storage)] == [1, 2]
+        assert len(run_events(run, "requeued")) <= 1
+        if not killed:
+            break
+    assert step > (4 if where == "server" else 2), "it has more steps than that"
+
+
+def preempted(fake: FakeKube, folder: Path) -> Driven:
+    """A run whose only pod was taken away, and has gone."""
+    bench = Bench(folder)
+    job = replace(
+        bench.job(),
+        backend="kubernetes",
+        resources=Resources(nodes=1, gpus_per_node=2),
+        kubernetes={"image": "example.org/qvl:1"},
+    )
+    run = bench.submit(job)
+    run.hurry()
+    name = f"{run.run.run_id}-1"
+    run.look()
+    fake.answer("DELETE", f"/api/v1/namespaces/mine/pods/{pod_of(fake, name)}", None)
+    fake.all("pods")
+    sent = next(j for j in fake.all("jobs") if j["metadata"]["name"] == name)
+    sent["status"]["conditions"] = [{"type": "Failed", "status": "True", "reason": "x"}]
+    fake.put("jobs", sent)
+    seen = run.run.backend.observe([f"mine/{name}"])[f"mine/{name}"]
+    assert seen.phase == "gone", seen
+    return run

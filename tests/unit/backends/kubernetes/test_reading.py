@@ -10,7 +10,7 @@ import pytest
 from orchestrator.backends.kubernetes import reading
 from orchestrator.backends.kubernetes.objects import AnchorView, JobView, PodView, Said, read_pod
 from orchestrator.backends.kubernetes.reading import Attempt, read
-from orchestrator.domain.decide import Cancel, Decision, Fail, Hold, Requeue, Wait, decide
+from orchestrator.domain.decide import Cancel, Decision, Hold, Requeue, Wait, decide
 from orchestrator.domain.facts import AttemptFacts, RunFacts, taken_away
 from orchestrator.domain.verdict import Verdict
 
@@ -236,7 +236,7 @@ def test_a_command_that_cannot_be_started_is_tried_three_times() -> None:
     assert "no such file" in held.message
 
 
-def test_killed_for_memory_again_and_again_fails_with_the_cure() -> None:
+def test_killed_for_memory_again_and_again_is_held_with_the_cure() -> None:
     seen = read(attempt(ended(137, ended=Said(reason="OOMKilled")), job=FAILED), NOW)
     last = AttemptFacts(number=1, submission=1, verdict=CRASHED, ending="oom")
     facts = RunFacts(
@@ -247,7 +247,7 @@ def test_killed_for_memory_again_and_again_fails_with_the_cure() -> None:
         detail=seen.detail,
     )
     found = decide(facts)
-    assert isinstance(found, Fail)
+    assert isinstance(found, Hold)
     assert "raise resources.memory_gb" in found.message
 
 

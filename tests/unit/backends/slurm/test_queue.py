@@ -1,0 +1,127 @@
+"""Many runs, few questions: what Slurm is asked for when each run asks for its own job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from orchestrator.backends.slurm import commands, queue
+from orchestrator.backends.slurm.commands import Answer
+from orchestrator.backends.slurm.queue import ACCOUNTED_S, FRESH_S, Queue
+from orchestrator.errors import Unreachable
+
+HEAD = "JOBID|STATE|REASON|RESTART_COUNT|EXIT_CODE|END_TIME|NAME|\n"
+
+
+class Clients:
+    """squeue and sacct that count; Slurm knows `living`, the accounting `ended`."""
+
+    def __init__(self) -> None:
+        self.living = [str(n) for n in range(1, 1001)]
+        self.ended = [str(n) for n in range(1001, 2001)]
+        self.calls: list[str] = []
+        self.silent: set[str] = set()
+        self.disabled: set[str] = set()
+        self.now = 1000.0
+
+    def run(self, argv: list[str], **_: object) -> Answer:
+        self.calls.append(argv[0])
+        if argv[0] in self.silent:
+            raise Unreachable(f"{argv[0]}: nobody answers")
+        if argv[0] in self.disabled:
+            return Answer(1, "", "Slurm accounting storage is disabled")
+        if argv[0] == "squeue":
+            rows = "".join(f"{i}|RUNNING|None|0|0|N/A|run-{i}|\n" for i in self.living)
+            return Answer(0, HEAD + rows, "")
+        wanted = next(a for a in argv if a.startswith("--jobs=")).partition("=")[2].split(",")
+        rows = "".join(f"{i}|FAILED|1:0|5|run-{i}\n" for i in self.ended if i in wanted)
+        return Answer(0, rows, "")
+
+    def queue(self) -> Queue:
+        """As each run has one of its own."""
+        return Queue(lambda: self.now, lambda: self.now)
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> Clients:
+    found = Clients()
+    monkeypatch.setattr(commands, "run", found.run)
+    monkeypatch.setattr(queue, "_answers", queue._Answers())
+    return found
+
+
+def test_two_thousand_runs_one_squeue_and_one_sacct(clients: Clients) -> None:
+    ids = clients.living + clients.ended
+    ahead = clients.queue().observe(ids)
+    alone = {i: clients.queue().observe([i])[i] for i in ids}
+    assert alone == ahead
+    assert clients.calls == ["squeue", "sacct"]
+    assert (alone["1"].phase, alone["2000"].phase, alone["2000"].ending) == (
+        "running",
+        "gone",
+        "failed",
+    )
+
+
+def test_what_nobody_knows_is_not_asked_for_again_and_again(clients: Clients) -> None:
+    for _ in range(5):
+        seen = clients.queue().observe(["9999"])["9999"]
+        assert (seen.phase, seen.forgotten) == ("unknown", True)
+    assert clients.calls == ["squeue", "sacct"]
+    clients.now += ACCOUNTED_S
+    clients.ended.append("9999")
+    assert clients.queue().observe(["9999"])["9999"].ending == "failed"
+
+
+def test_answers_grow_old(clients: Clients) -> None:
+    clients.queue().observe(["1"])
+    clients.living.remove("1")
+    clients.now += FRESH_S
+    assert clients.queue().observe(["1"])["1"].phase == "unknown"
+
+
+def test_a_silent_slurm_is_waited_for_once(clients: Clients) -> None:
+    clients.silent.add("squeue")
+    for job in ("1", "2", "3"):
+        with pytest.raises(Unreachable, match="nobody answers"):
+            clients.queue().observe([job])
+    assert clients.calls == ["squeue"]
+    clients.silent.clear()
+    clients.now += FRESH_S
+    assert clients.queue().observe(["1"])["1"].phase == "running"
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_where_there_is_no_accounting_it_is_asked_once_a_minute(
+    clients: Clients, disabled: bool
+) -> None:
+    (clients.disabled if disabled else clients.silent).add("sacct")
+    for job in clients.ended[:3]:
+        assert clients.queue().observe([job])[job].forgotten
+    assert clients.calls == ["squeue", "sacct"]
+    clients.now += ACCOUNTED_S
+    clients.silent.clear()
+    clients.disabled.clear()
+    assert clients.queue().observe(clients.ended)[clients.ended[0]].ending == "failed"
+
+
+def test_how_a_forgotten_job_ended_is_asked_for_once(clients: Clients) -> None:
+    """A pass over thousands of runs may last longer than any answer is fresh."""
+    clients.queue().observe(clients.ended)
+    clients.now += 10 * ACCOUNTED_S
+    assert clients.queue().observe(clients.ended[-1:])[clients.ended[-1]].ending == "failed"
+    assert clients.calls == ["squeue", "sacct", "squeue"]
+
+
+@pytest.mark.parametrize(
+    "asked_anew",
+    [lambda q: q.find("run-1"), lambda q: (q.forget(), q.observe(["1"]))],
+    ids=["find", "forget"],
+)
+def test_a_submission_is_searched_for_in_a_new_answer(
+    clients: Clients, asked_anew: Callable[[Queue], object]
+) -> None:
+    clients.queue().observe(["1"])
+    asked_anew(clients.queue())
+    assert clients.calls == ["squeue", "squeue"]
