@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,16 +70,17 @@ class Run:
         self.goals: list[report.Goal] = []
         self.tables: list[str] = []
 
-    def measure(self) -> None:
-        """All groups, one size after the other."""
+    def measure(self, store: Callable[[], None]) -> None:
+        """All groups, one size after the other; `store` is called after each."""
         sizes = self._chosen.sizes.split(",")
         for size in sizes:
             if "saves" in self._only or ("overhead" in self._only and size == sizes[-1]):
                 self._size(size, overhead="overhead" in self._only and size == sizes[-1])
-        if "s3" in self._only:
-            self._s3()
-        if "nf4" in self._only:
-            self._nf4()
+                store()
+        for group, measured in (("nf4", self._nf4), ("s3", self._s3)):
+            if group in self._only:
+                measured()
+                store()
 
     def _size(self, size: str, *, overhead: bool) -> None:
         from benchmarks.local import Local
@@ -175,20 +176,25 @@ def main() -> None:
 
     started, before = time.monotonic(), measure.load()
     run = Run(chosen)
-    run.measure()
-    facts = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **measure.machine(),
-        "device": chosen.device,
-        "rounds": str(chosen.rounds),
-        "took": f"{(time.monotonic() - started) / 60:.0f} min",
-        "load before": _loads(before),
-        "load after": _loads(measure.load()),
-    }
-    lines = [*report.machine(facts), *report.goals(run.goals), *run.tables]
-    print("\n".join(lines), flush=True)
-    if chosen.record:
-        record(lines)
+
+    def lines() -> list[str]:
+        facts = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            **measure.machine(),
+            "device": chosen.device,
+            "rounds": str(chosen.rounds),
+            "took": f"{(time.monotonic() - started) / 60:.0f} min",
+            "load before": _loads(before),
+            "load after": _loads(measure.load()),
+        }
+        return [*report.machine(facts), *report.goals(run.goals), *run.tables]
+
+    def store() -> None:
+        if chosen.record:
+            record(lines())
+
+    run.measure(store)
+    print("\n".join(lines()), flush=True)
     # Process groups and daemon threads of torch and DeepSpeed may abort an orderly way out.
     os._exit(0)
 

@@ -105,6 +105,7 @@ def _widened(tiny: Path, folder: Path) -> Path:
     (folder / "model.safetensors").unlink()
     values = json.loads((folder / "config.json").read_text())
     values["text_config"] |= WIDE
+    values["text_config"]["layer_types"] = ["full_attention"] * WIDE["num_hidden_layers"]
     values["text_config"]["rope_parameters"]["mrope_section"] = [8, 12, 12]
     values["vision_config"]["out_hidden_size"] = WIDE["hidden_size"]
     config = AutoConfig.for_model(values.pop("model_type"), **values)
