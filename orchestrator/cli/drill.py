@@ -113,10 +113,10 @@ def command(
 
 def _submit(how: _How, suffix: str) -> Run:
     """A short copy of the job under a name of its own, with a controller."""
+    from orchestrator.cli.follow import leave_controller
     from orchestrator.cli.submit import read_job
     from orchestrator.clock import SystemClock
     from orchestrator.config.load import load_job
-    from orchestrator.controller import loop
     from orchestrator.controller.submit import submit
 
     name = load_job(how.job, how.overrides).spec.name[:NAME].strip("-")
@@ -129,8 +129,7 @@ def _submit(how: _How, suffix: str) -> Run:
     resolved, text, settings = read_job(how.job, (*how.overrides, *short), how.site, how.template)
     _check_backend(resolved, how)
     run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    if words := loop.leave_controller(run, loop.PATIENCE_S):
-        note(words)
+    leave_controller(run)
     note(f"submitted {run.run_id}")
     return run
 

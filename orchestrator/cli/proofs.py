@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.result import read_events
 from orchestrator.contract import layout
 from orchestrator.contract.continuity import Interrupted, read_interrupted
 from orchestrator.contract.event import StepMetrics
@@ -21,7 +20,7 @@ from orchestrator.errors import CheckpointError
 from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_segments
+from orchestrator.storage.segments import read_events, read_segments
 
 if TYPE_CHECKING:
     from orchestrator.controller.run import Run

@@ -24,7 +24,7 @@ from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import LogView, RunLog
-from orchestrator.storage.segments import read_segments
+from orchestrator.storage.segments import read_events
 
 if TYPE_CHECKING:
     from orchestrator.controller.run import Run
@@ -183,16 +183,6 @@ def _events(storage: Storage, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]
     """Events of the attempts' agents, by attempt."""
     for claim in attempts.read_claims(storage):
         yield from read_events(storage, claim.attempt, kinds)
-
-
-def read_events(storage: Storage, attempt: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Events of one attempt's agents, their data a mapping; what cannot be read is passed over."""
-    parent = f"{layout.attempt_dir(attempt)}events/"
-    writers = {e.path.rpartition("/")[0] for e in storage.list(parent, deep=True)}
-    for writer in sorted(writers):
-        for _, line in read_segments(storage, f"{writer}/"):
-            if isinstance(line, dict) and line.get("kind") in kinds:
-                yield {**line, "data": line.get("data") or {}}
 
 
 def replaced_counts(storage: Storage) -> dict[str, int]:

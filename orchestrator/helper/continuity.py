@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.contract import layout
 from orchestrator.contract.continuity import ALLOW, Interrupted, read_interrupted
 from orchestrator.contract.spec import StartPoint
 from orchestrator.domain.continuity import Expected, expect, same_state
@@ -14,7 +13,7 @@ from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_segments
+from orchestrator.storage.segments import read_events
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,7 @@ class Lookup:
         return Expected()
 
     def _interrupted(self, attempt: int) -> Iterator[Interrupted]:
-        parent = f"{layout.attempt_dir(attempt)}events/"
-        writers = {e.path.rpartition("/")[0] for e in self.storage.list(parent, deep=True)}
-        for writer in sorted(writers):
-            for _, line in read_segments(self.storage, f"{writer}/"):
-                if isinstance(line, dict) and line.get("kind") == "interrupted":
-                    record = read_interrupted(line.get("data"))
-                    if record is not None:
-                        yield record
+        for line in read_events(self.storage, attempt, ("interrupted",)):
+            record = read_interrupted(line["data"])
+            if record is not None:
+                yield record

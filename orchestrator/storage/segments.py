@@ -7,6 +7,7 @@ segments of all writers. Losing a stream never stops a run: `flush` is the calle
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import Json, MalformedJson, canonical, loads
@@ -83,3 +84,13 @@ def read_segments(storage: Storage, folder: str, *, start: int = 1) -> Iterator[
             yield number, loads(line)
         except MalformedJson:
             continue
+
+
+def read_events(storage: Storage, attempt: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Events of one attempt's agents, their data a mapping; what cannot be read is passed over."""
+    parent = f"{layout.attempt_dir(attempt)}events/"
+    writers = {e.path.rpartition("/")[0] for e in storage.list(parent, deep=True)}
+    for writer in sorted(writers):
+        for _, line in read_segments(storage, f"{writer}/"):
+            if isinstance(line, dict) and line.get("kind") in kinds:
+                yield {**line, "data": line.get("data") or {}}
