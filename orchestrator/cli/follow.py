@@ -23,13 +23,7 @@ INTERRUPTED = 130
 
 def follow_to_end(run: Run) -> int:
     """Watch until the run is settled; its exit code. Ctrl-C ends the watching only."""
-    screen = _Screen()
-    try:
-        row = _follow(run, screen)
-    except KeyboardInterrupt:
-        row = None
-    finally:
-        screen.end()
+    row = watch(run)
     if row is None:
         note(
             f"no longer watching; the run goes on\n"
@@ -43,6 +37,17 @@ def follow_to_end(run: Run) -> int:
     return END_CODES[State(row["state"])]
 
 
+def watch(run: Run, step: int | None = None) -> dict[str, Any] | None:
+    """Show progress until the run is settled or `step` is done; the last row, None after Ctrl-C."""
+    screen = _Screen()
+    try:
+        return _follow(run, screen, step)
+    except KeyboardInterrupt:
+        return None
+    finally:
+        screen.end()
+
+
 def progress_line(row: dict[str, Any]) -> str:
     """State, attempt, step and loss of a status row in one line."""
     parts = [row["state"], f"attempt {row['attempt']}"]
@@ -53,8 +58,10 @@ def progress_line(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _follow(run: Run, screen: _Screen) -> dict[str, Any]:
-    """The last row, once a controller has recorded it (and has no more business there)."""
+def _follow(run: Run, screen: _Screen, step: int | None) -> dict[str, Any]:
+    """The row at `step`, or the last one, once a controller has recorded it (and has no more
+    business there).
+    """
     looked = run.clock.monotonic()
     while True:
         entry = run.registry.find(run.run_id)
@@ -63,6 +70,8 @@ def _follow(run: Run, screen: _Screen) -> dict[str, Any]:
             return entry.row
         seen = refresh(run.registry, run.clock, entry)
         screen.show(seen.row, seen.fault)
+        if step is not None and seen.row["step"] >= step:
+            return seen.row
         if run.clock.monotonic() - looked >= CONTROLLER_S:
             looked = run.clock.monotonic()
             _ensure_controller(run)

@@ -61,30 +61,54 @@ class Proof:
         return all(check.result != "differs" for check in found)
 
 
-def prove(run: Run) -> Proof:
-    """Read and compare everything. Raises StorageError, and CheckpointError for damaged claims."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Everything that a run has left behind of its training."""
+
+    evidence: tuple[proof.Evidence, ...]
+    """Of each attempt that chose where to begin."""
+    curves: dict[int, list[StepMetrics]]
+    """Of each rank, as the attempts together give them."""
+    tolerance: float
+    steps_per_epoch: int | None
+    changed: bool
+    """A person has allowed changes between attempts."""
+
+
+def gather(run: Run) -> Record:
+    """Read everything. Raises StorageError, and CheckpointError for damaged claims."""
     storage = run.storage
     log = RunLog(storage).read().records
     numbers = [claim.attempt for claim in attempts.read_claims(storage)]
     starts = {n: s for n in numbers if (s := attempts.read_start(storage, n)) is not None}
     events = {n: list(read_events(storage, n, _KINDS)) for n in numbers}
     manifests = {n: _manifest(storage, log, starts[n]) for n in starts}
-    tolerance = _tolerance(list(manifests.values()), events)
     world = run.job().resources.world_size
     found = [
         _evidence(storage, n, starts, events, log, manifests[n], world) for n in sorted(starts)
     ]
-    changed = any(s.spec.allow_change for s in attempts.read_submissions(storage))
-    order = proof.order_check(_curves(found, world), _steps_per_epoch(events))
-    again = proof.repeated_steps(found, tolerance, losses=not changed)
+    return Record(
+        evidence=tuple(found),
+        curves=_curves(found, world),
+        tolerance=_tolerance(list(manifests.values()), events),
+        steps_per_epoch=_steps_per_epoch(events),
+        changed=any(s.spec.allow_change for s in attempts.read_submissions(storage)),
+    )
+
+
+def prove(run_id: str, record: Record) -> Proof:
+    """Compare everything. Pure."""
+    tolerance = record.tolerance
+    order = proof.order_check(record.curves, record.steps_per_epoch)
+    again = proof.repeated_steps(record.evidence, tolerance, losses=not record.changed)
     return Proof(
-        run_id=run.run_id,
+        run_id=run_id,
         tolerance=tolerance,
         attempts=tuple(
             AttemptProof(
                 attempt=e.attempt, step=e.step, checks=tuple(proof.resume_checks(e, tolerance))
             )
-            for e in found[1:]
+            for e in record.evidence[1:]
         ),
         checks=(order, *again),
     )

@@ -14,6 +14,7 @@ from orchestrator.cli.common import json_option, note, out, out_json, registry
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.config.site import SiteConfig
     from orchestrator.contract.resolved import ResolvedJob
     from orchestrator.controller.run import Run
     from orchestrator.controller.submit import SiteSettings
@@ -86,17 +87,22 @@ def read_job(
     Raises UserError for whatever is wrong in either file.
     """
     from orchestrator.config.load import load_job, load_site, resolve_loaded
-    from orchestrator.controller.submit import SiteSettings
 
     site = load_site(site_file)
     loaded = load_job(path, overrides)
-    settings = SiteSettings(
+    resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
+    return resolved, loaded.text, settings_of(site)
+
+
+def settings_of(site: SiteConfig) -> SiteSettings:
+    """What the controller needs of a site file."""
+    from orchestrator.controller.submit import SiteSettings
+
+    return SiteSettings(
         max_parallel_runs=site.max_parallel_runs,
         node_lost_s=site.node_lost_s,
         group_sharing=site.group_sharing,
     )
-    resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
-    return resolved, loaded.text, settings
 
 
 def _warn(job: ResolvedJob, site_file: Path | None) -> None:

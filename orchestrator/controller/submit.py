@@ -8,7 +8,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,8 +89,14 @@ def submit(
     site: SiteSettings,
     clock: Clock,
     environ: Mapping[str, str],
+    *,
+    start: StartFrom = StartFrom(),  # noqa: B008 - frozen
+    allow_change: Sequence[str] = (),
 ) -> Run:
     """Create the run directory, enter the run, hand the first submission to the backend.
+
+    start: its ref, if any, is a checkpoint outside of the run
+    allow_change: fields that may differ from that checkpoint's
 
     Raises UserError for what the user must mend, StorageError and Unreachable for what
     does not answer; a run that was entered can then be taken up by `controller once`.
@@ -102,6 +108,7 @@ def submit(
     storage = open_storage(uri, group_sharing=site.group_sharing)
     probe(storage)
     spec = make_spec(job, run_id, uri, registry, site)
+    spec = replace(spec, allow_change=tuple(allow_change))
     load_backend(job.backend, registry.state_dir).prepare(job, spec)
     storage.put(layout.JOB, job_text.encode())
     storage.put(layout.RESOLVED, pretty(to_json(job)))
@@ -117,7 +124,7 @@ def submit(
         write_secrets(registry.state_dir, run_id, values)
     run = open_entry(registry, entry, clock)
     registry.add(entry)
-    start_submission(run, spec, StartFrom(), reason="submit")
+    start_submission(run, spec, start, reason="submit")
     return run
 
 

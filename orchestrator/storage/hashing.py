@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from blake3 import blake3
 
 from orchestrator.contract.manifest import FileEntry
+from orchestrator.errors import InternalError
+
+BESIDE_BYTES = 1 << 20
+"""From this size on, hashing takes long enough to be worth a thread."""
 
 
 class ContentHash:
@@ -20,6 +26,23 @@ class ContentHash:
     def update(self, data: bytes | bytearray | memoryview) -> None:
         self._hash.update(data)
         self.size_bytes += len(data) if not isinstance(data, memoryview) else data.nbytes
+
+    @contextmanager
+    def beside(self, view: memoryview) -> Iterator[None]:
+        """Take `view` while the block does something else with it that waits or copies."""
+        end = self.size_bytes + view.nbytes
+        if view.nbytes < BESIDE_BYTES:
+            self.update(view)
+            yield
+            return
+        thread = threading.Thread(target=self.update, args=(view,), name="qvl-hash", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+        if self.size_bytes != end:
+            raise InternalError("hashing failed in its thread")
 
     def entry(self, path: str) -> FileEntry:
         return FileEntry(

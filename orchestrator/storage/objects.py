@@ -174,8 +174,8 @@ class _HashedSink:
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         view = memoryview(data).cast("B")
-        self._content.update(view)
-        self._upload.write(view)
+        with self._content.beside(view):
+            self._upload.write(view)
         return view.nbytes
 
     def flush(self) -> None:

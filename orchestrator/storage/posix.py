@@ -226,15 +226,16 @@ class _FileSink:
             target.unlink()
         self._file = _open_new(target, mode)
         self._content = ContentHash()
-        self._begun = 0
-        """Bytes that the kernel was told to begin with."""
+        self._written = self._begun = 0
+        """Bytes, and those that the kernel was told to begin with."""
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         view = memoryview(data).cast("B")
-        self._content.update(view)
-        self._file.write(view)
-        if self._content.size_bytes - self._begun >= EARLY_BYTES:
-            self._begin_writing()
+        with self._content.beside(view):
+            for start in range(0, view.nbytes, EARLY_BYTES):
+                self._written += self._file.write(view[start : start + EARLY_BYTES])
+                if self._written - self._begun >= EARLY_BYTES:
+                    self._begin_writing()
         return view.nbytes
 
     def flush(self) -> None:
@@ -246,11 +247,10 @@ class _FileSink:
         A hint only: what goes wrong is told by that sync.
         """
         self._file.flush()
-        end = self._content.size_bytes
-        begin = _early_writer()
+        begin, length = _early_writer(), self._written - self._begun
         if begin is not None:
-            begin(self._file.fileno(), self._begun, end - self._begun, _BEGIN_WRITING)
-        self._begun = end
+            begin(self._file.fileno(), self._begun, length, _BEGIN_WRITING)
+        self._begun = self._written
 
     def entry(self, path: str) -> FileEntry:
         return self._content.entry(path)

@@ -51,7 +51,8 @@ def _program(name: str) -> str | None:
 def _install(packages: Sequence[str]) -> str | None:
     """Install from the configured mirrors; no daemon is started (RUNLEVEL, policy-rc.d)."""
     environ = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
-    argv = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    argv = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "install", "-y"]
+    argv += ["--no-install-recommends", *packages]
     for before in ([], ["apt-get", "update"]):
         if before:
             subprocess.run(before, env=environ, capture_output=True, timeout=120, check=False)

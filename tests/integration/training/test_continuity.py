@@ -23,11 +23,11 @@ PLANTED = {
 }
 
 
-def verified(bench: TrainingBench, run: TrainingRun, capsys: Any) -> dict[str, Any]:
+def verified(run: TrainingRun, capsys: Any, *options: str) -> dict[str, Any]:
     """What `verify` answers; it must hold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QVL_STATE_DIR", str(bench.folder / "state"))
-        code = cli.main(["verify", run.run.run_id, "--json"])
+        patch.setenv("QVL_STATE_DIR", str(run.run.registry.state_dir))
+        code = cli.main(["verify", run.run.run_id, "--json", *options])
     out, err = capsys.readouterr()
     assert code == 0, out + err
     found: dict[str, Any] = json.loads(out)
@@ -54,9 +54,20 @@ def test_planted_faults_hold_the_run_each_by_its_own_check(
     assert_same_training(run, straight)
     assert_reproduced(run, attempt=len(PLANTED) + 2)
     assert_started(run, attempt=len(PLANTED) + 2)
-    checks = verified(bench, run, capsys)["attempts"][-1]["checks"]
+    checks = verified(run, capsys)["attempts"][-1]["checks"]
     assert {c["result"] for c in checks} == {"equal"}
     assert len(checks) == 4 + 2 + 2
+
+
+def test_a_replay_computes_to_the_bit_what_was_recorded(
+    straight: TrainingRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replay = verified(straight, capsys, "--replay", "--steps", "3")["replay"]
+    assert replay["holds"]
+    assert 0 < replay["first"] < replay["last"]
+    results = {c["name"]: c["result"] for c in replay["checks"]}
+    assert set(results.values()) == {"equal"}, results
+    assert {"adapter", "optimizer state", "random states", "samples", "losses"} <= set(results)
 
 
 def assert_reproduced(run: TrainingRun, attempt: int) -> None:
