@@ -114,12 +114,16 @@ class Registry:
         with self._open() as db:
             db.execute("DELETE FROM runs WHERE run_id=?", (run_id,))
 
-    def add_deaths(self, deaths: Iterable[NodeDeath]) -> None:
-        """Keep what is new of them; one that was known, or forgiven, stays as it is."""
-        rows = [(d.run_id, d.attempt, d.node, d.at, d.error) for d in deaths]
+    def add_deaths(self, deaths: Iterable[NodeDeath], since: float = 0.0) -> None:
+        """Keep what is new of them; one that was known, or forgiven, stays as it is.
+
+        since: those before, in seconds since the epoch, are of no use any more
+        """
+        rows = [(d.run_id, d.attempt, d.node, d.at, d.error) for d in deaths if d.at > since]
         if not rows:
             return
         with self._open() as db:
+            db.execute("DELETE FROM node_deaths WHERE at <= ?", (since,))
             db.executemany(
                 "INSERT OR IGNORE INTO node_deaths (run_id, attempt, node, at, error) "
                 "VALUES (?, ?, ?, ?, ?)",

@@ -13,6 +13,7 @@ QVL_PROBE is a JSON list of spots {"at", "step", "rank"} and, where they matter,
   signal    (default) send `signal` to `to`: this rank (default), its `agent`, or the whole
             process `group` of the agent; then wait until the notice has arrived here
   pause     wait for a notice from outside
+  sleep     do nothing for `seconds`
   memory    use up the address space and ask torch for more
 QVL_PROBE_OUT is a folder for what tests.harness.restored records there.
 """
@@ -23,6 +24,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,9 @@ class Prober:
         do = spot.get("do", "signal")
         if do == "memory":
             exhaust_memory()
+        if do == "sleep":
+            time.sleep(spot["seconds"])
+            return
         if do == "signal":
             send(getattr(signal, spot["signal"]), spot.get("to", "rank"))
         assert self._rank.board.wait(PATIENCE_S), f"no notice came at {spot}"

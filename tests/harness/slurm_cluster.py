@@ -48,6 +48,12 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
+def _version() -> tuple[int, ...]:
+    """Of the installed Slurm: (year, month)."""
+    said = subprocess.run(["slurmd", "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in said.split()[1].split(".")[:2])
+
+
 def _install(packages: Sequence[str]) -> str | None:
     """Install from the configured mirrors; no daemon is started (RUNLEVEL, policy-rc.d)."""
     environ = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
@@ -126,7 +132,9 @@ class Cluster:
         text = "\n".join([*kept, *(f"{k}={v}" for k, v in chosen.items()), ""])
         self.conf.write_text(self._filled(text))
         (self.folder / "gres.conf").write_text(self._filled((CONFIG / "gres.conf.in").read_text()))
-        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        (self.folder / "cgroup.conf").write_text(
+            "CgroupPlugin=disabled\n" if _version() >= (23, 2) else "CgroupAutomount=no\n"
+        )
 
     def reconfigure(self, **settings: str) -> None:
         """Other settings for a running cluster; without any, those it was started with."""
@@ -138,6 +146,14 @@ class Cluster:
 
     def start_controller(self) -> None:
         self._spawn("slurmctld", ["slurmctld", "-D", "-f", str(self.conf)])
+
+    def wait_saved(self, seconds: float = 30.0) -> None:
+        """Until slurmctld has stored the jobs as they are now: what it forgets when it is killed
+        before, it starts a second time.
+        """
+        since = time.time()
+        state = self.folder / "spool" / "ctld" / "job_state"
+        _wait_for(lambda: state.exists() and state.stat().st_mtime > since, seconds)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End a daemon: `slurmctld` or a node's name."""

@@ -17,7 +17,7 @@ STEP_S = 0.15
 
 def check_end(bench: SlurmBench, run: Driven, calm: tuple[Any, ...], *, restarts: int = 1) -> None:
     """Finished under the same id, started again `restarts` times, equal to the calm run."""
-    end = run.drive(seconds=120.0)
+    end = run.drive(seconds=240.0)
     assert end.state == "SUCCEEDED", (end.row, run.logs())
     assert end.row["attempt"] == restarts + 1
     assert bench.restarts(run) == restarts
@@ -105,11 +105,13 @@ def test_where_the_site_requeues_by_exit_code(bench: SlurmBench, calm: tuple[Any
         bench.cluster.reconfigure()
 
 
+@pytest.mark.soak  # Slurm asks the node a second time only after a minute
 def test_the_controller_of_slurm_dies_in_the_grace(
     bench: SlurmBench, calm: tuple[Any, ...]
 ) -> None:
-    run = bench.submit(step_s=STEP_S, save_s=2.0)
-    run.until_step(3)
+    run = bench.submit(step_s=1.0, save_s=2.0)
+    run.until_step(1)
+    bench.cluster.wait_saved()
     bench.cluster.take_nodes()
     run.drive(lambda _: bool(run.events("notice")))
     bench.cluster.kill("slurmctld")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.contract.resolved import ResolvedJob, Resources
+from orchestrator.controller.actions import resume
 from orchestrator.storage import attempts
 from tests.harness import jobs
 from tests.harness.runs import Bench, Driven
@@ -47,12 +49,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
-    job = jobs.job(data)
-    return Calm(job, undisturbed(job, tmp_path_factory.mktemp("undisturbed") / "bench"))
-
-
-@pytest.fixture(scope="module")
 def longer(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
     """Long enough for what takes Slurm a while."""
     job = jobs.job(data, every_steps=10, max_steps=60)
@@ -61,7 +57,7 @@ def longer(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
 
 def submit(bench: SlurmBench, job: ResolvedJob, *, nodes: int = 1, **changes: Any) -> Driven:
     """The job on Slurm, its two ranks on one node or two."""
-    bench.module = "trainer"
+    bench.module = "tests.harness.probe"
     shape = Resources(nodes=nodes, gpus_per_node=2 // nodes, time_limit_s=900)
     settings = {"backend": "slurm", "slurm": {"partition": "preemptible"}, "resources": shape}
     return bench.submit(replace(job, **{**settings, **changes}))
@@ -78,15 +74,15 @@ def finish(run: Driven) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_preempted_it_is_the_same_bit_for_bit(bench: SlurmBench, trained: Calm, nodes: int) -> None:
-    run = submit(bench, trained.job, nodes=nodes)
+def test_preempted_it_is_the_same_bit_for_bit(bench: SlurmBench, longer: Calm, nodes: int) -> None:
+    run = submit(bench, longer.job, nodes=nodes)
     until_trained(run, 3)
     bench.cluster.take_nodes()
     row = finish(run)
     assert (row["attempt"], bench.restarts(run), row["lost_steps"]) == (2, 1, 0)
     assert causes(run) == ["preempted"]
     assert saved_all(run)
-    assert run.outcome() == trained.outcome
+    assert run.outcome() == longer.outcome
 
 
 @contextmanager
@@ -166,6 +162,62 @@ def test_whatever_happens_it_is_the_same_bit_for_bit(
     if story in WITH_NOTICE:
         assert row["lost_steps"] == 0
         assert saved_all(run)
+    assert run.outcome() == longer.outcome
+
+
+@pytest.mark.soak
+def test_without_any_grace_the_kill_wait_is_enough(bench: SlurmBench, longer: Calm) -> None:
+    run = submit(bench, longer.job, slurm={"partition": "nograce"})
+    until_trained(run, 12)
+    bench.cluster.take_nodes()
+    row = finish(run)
+    assert (row["attempt"], bench.restarts(run), row["lost_steps"]) == (2, 1, 0)
+    assert run.outcome() == longer.outcome
+
+
+@pytest.mark.soak
+def test_a_save_longer_than_the_kill_wait_loses_one_interval(
+    bench: SlurmBench, longer: Calm
+) -> None:
+    """A save at a notice takes a minute; those of every tenth step do not."""
+    slow = {"at": "save", "rank": 0, "attempt": 1, "do": "sleep", "seconds": 60}
+    spots = [{**slow, "step": step} for step in range(1, 60) if step % 10]
+    run = submit(
+        bench,
+        longer.job,
+        slurm={"partition": "nograce"},
+        env={**longer.job.env, "QVL_PROBE": json.dumps(spots)},
+    )
+    until_trained(run, 13)
+    bench.cluster.take_nodes()
+    row = finish(run)
+    assert (row["attempt"], bench.restarts(run)) == (2, 1)
+    assert not [c for c in run.commits() if c[0] == 1 and c[1] % 10]
+    assert 0 <= row["lost_steps"] <= 10
+    assert run.outcome() == longer.outcome
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", ["training", "notice", "waiting"])
+def test_a_scancel_saves_and_is_final_until_a_person_resumes(
+    bench: SlurmBench, longer: Calm, moment: str
+) -> None:
+    run = submit(bench, longer.job)
+    until_trained(run, 12)
+    if moment != "training":
+        bench.cluster.take_nodes(10.0)
+    if moment == "notice":
+        run.drive(lambda _: bool(run.events("notice")))
+    if moment == "waiting":
+        bench.until_state(run, "PENDING")
+    bench.cluster.client("scancel", job_id(run))
+    end = run.drive(seconds=PATIENCE_S)
+    assert end.state == "CANCELLED", end.row
+    assert saved_all(run)
+    assert bench.restarts(run) == (moment == "waiting")
+    resume(run.run)
+    row = finish(run)
+    assert (row["attempt"], row["lost_steps"]) == (2, 0)
     assert run.outcome() == longer.outcome
 
 

@@ -57,6 +57,15 @@ def test_what_was_forgiven_is_not_entered_again(registry: Registry, deaths: floa
     assert registry.deaths(0.0) == []
 
 
+def test_what_is_too_old_to_matter_is_not_kept(registry: Registry, deaths: float) -> None:
+    known = registry.deaths(0.0)
+    newest = max(known, key=lambda death: death.at)
+    registry.add_deaths([newest], since=newest.at - 1.0)
+    assert registry.deaths(0.0) == [newest]
+    registry.add_deaths(known, since=newest.at - 1.0)
+    assert registry.deaths(0.0) == [newest]
+
+
 def test_the_unit_runs_this_installation_with_these_variables(shell: Shell) -> None:
     text = shell.json("controller", "unit", "--interval", "60")["text"]
     assert text in shell("controller", "unit", "--interval", "60") + "\n"
