@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm test-k8s soak-k8s test-training test-families soak check lint types layers format wheel bench gpu-check clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-families soak check lint types layers format wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -86,6 +86,9 @@ soak-faults: setup ## every system call, every crash state, 10,000 flips of a re
 
 soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
 	@$(PYTEST) tests/integration -m "slurm and soak" --timeout 1800 --durations=0
+
+soak-slurm-24: setup ## the Slurm tests with Debian 13's Slurm, in a chroot (root, debootstrap)
+	@tools/newer_slurm.sh -n 2 -m "slurm and not soak"
 
 check: lint types layers wheel test ## what CI runs
 

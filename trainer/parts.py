@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +73,14 @@ class FileWriter(ABC):
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None: ...
 
 
+ENDS_AT_ONCE = 4
+"""Files that are made durable at the same time."""
+
+
 class PartWriter(FileWriter):
     """Streams the files straight into a storage, hashed on the way.
+
+    While the disk or the store makes one file durable, the next is already written.
 
     copy: gets the same files, as far as it takes them
     """
@@ -83,6 +91,8 @@ class PartWriter(FileWriter):
         self._storage = storage
         self._copy = copy
         self._files: dict[str, FileEntry] = {}
+        self._aside = ThreadPoolExecutor(ENDS_AT_ONCE, "qvl-durable")
+        self._ends: list[Future[None]] = []
 
     def finish(self, rank: int, digests: Digests) -> PartManifest:
         """Make the part manifest durable, once all files are; an error stays in `error`."""
@@ -94,7 +104,10 @@ class PartWriter(FileWriter):
             base=digests.base,
             base_again=digests.base_again,
         )
+        self._aside.shutdown()
         with self.guard():
+            for end in self._ends:
+                end.result()
             if self.error is None:
                 path = f"{self.directory}/{layout.part(rank)}"
                 self._storage.put(path, part_bytes(part))
@@ -103,9 +116,11 @@ class PartWriter(FileWriter):
 
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
         name = f"{self.directory}/{path}"
-        with self._storage.write_stream(name) as sink:
+        with ExitStack() as stack:
+            sink = stack.enter_context(self._storage.write_stream(name))
             produce(sink)
-        self._files[path] = sink.entry(path)
+            self._files[path] = sink.entry(path)
+            self._ends.append(self._aside.submit(stack.pop_all().close))
 
         def again(copy: Storage) -> None:
             with copy.write_stream(name) as second:

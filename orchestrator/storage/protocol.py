@@ -61,7 +61,7 @@ class Sink(Protocol):
     def flush(self) -> None: ...
 
     def entry(self, path: str) -> FileEntry:
-        """Size and hash of what was written, once the stream is closed; `path` as given."""
+        """Size and hash of what was written; `path` as given."""
 
 
 TMP = ".tmp-"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.contract.resolved import ResolvedJob, Resources
+from orchestrator.controller import actions
 from orchestrator.controller.reconcile import Step
-from tests.harness import jobs
+from orchestrator.storage import attempts
+from tests.harness import jobs, runs
 from tests.harness.kube_runs import KubeBench, codes, run_events
 from tests.harness.kube_s3 import s3_for_pods
 from tests.harness.runs import Bench
@@ -50,9 +55,17 @@ def long_job(data: Path) -> ResolvedJob:
     return jobs.job(data, max_steps=60, every_steps=20)
 
 
-def submitted(bench: KubeBench, data: Path, *, nodes: int = 1, **settings: Any) -> TrainingRun:
-    """The job of two ranks on one node, or on two."""
-    bench.module = "trainer"
+def submitted(
+    bench: KubeBench,
+    data: Path,
+    *,
+    nodes: int = 1,
+    grace_s: float = 10.0,
+    spots: Sequence[dict[str, Any]] = (),
+    **settings: Any,
+) -> TrainingRun:
+    """The job of two ranks on one node, or on two, disturbed at `spots` (tests.harness.probe)."""
+    bench.module = "tests.harness.probe"
     base = bench.job(nodes=nodes, kubernetes={**SETTINGS, **settings})
     mount = {"host_path": str(data), "path": str(data), "read_only": True}
     block = {**base.kubernetes, "volumes": [*base.kubernetes["volumes"], mount]}
@@ -62,6 +75,8 @@ def submitted(bench: KubeBench, data: Path, *, nodes: int = 1, **settings: Any) 
         python=base.python,
         resources=Resources(nodes=nodes, gpus_per_node=2 // nodes),
         checkpoint=replace(long_job(data).checkpoint, uri=base.checkpoint.uri),
+        preemption=replace(long_job(data).preemption, grace_s=grace_s),
+        env={**base.env, "QVL_PROBE": json.dumps(list(spots))},
         kubernetes=block,
     )
     return TrainingRun(bench.submit(job).run)
@@ -150,3 +165,90 @@ def test_on_s3_preempted_three_times(
             run.notify()
             run.follow(lambda s, n=attempt: s.row["attempt"] > n, seconds=PATIENCE_S)
         check_end(run, undisturbed, attempts=4)
+
+
+@pytest.mark.soak
+def test_a_grace_too_short_for_the_save_loses_one_interval_at_most(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...]
+) -> None:
+    """Saves at a notice take a minute; those of every twentieth step do not."""
+    slow = {"at": "save", "rank": 0, "attempt": 1, "do": "sleep", "seconds": 60}
+    spots = [{**slow, "step": step} for step in range(60) if step % 20]
+    run = submitted(bench, data, grace_s=3.0, spots=spots)
+    run.follow(trains(22), seconds=PATIENCE_S)
+    run.notify()
+    end = run.follow(seconds=PATIENCE_S)
+    assert end.state == "SUCCEEDED", end.row
+    assert end.row["attempt"] == 2
+    assert 0 <= end.row["lost_steps"] <= 20
+    assert not [c for c in run.commits() if c[0] == 1 and c[1] % 20]
+    assert run.outcome() == undisturbed
+
+
+@pytest.mark.soak
+def test_a_node_is_lost(
+    bench: KubeBench,
+    data: Path,
+    undisturbed: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if bench.cluster.pid_of("n1") is None:
+        pytest.skip("QVL_TEST_NODE_PIDS does not say how a node is lost here")
+    monkeypatch.setattr(runs, "SiteSettings", partial(runs.SiteSettings, node_lost_s=5.0))
+    monkeypatch.setattr("orchestrator.backends.kubernetes.reading.LOST_S", 5.0)
+    run = submitted(bench, data)
+    run.follow(trains(21), seconds=PATIENCE_S)
+    [pod] = bench.cluster.running(run.run.run_id)
+    bench.cluster.lose(pod["spec"]["nodeName"])
+    try:
+        end = run.follow(seconds=PATIENCE_S)
+    finally:
+        bench.cluster.revive()
+    assert end.state == "SUCCEEDED", end.row
+    assert end.row["attempt"] == 2
+    assert codes(run, 1) == []
+    assert [e["data"]["ended"] for e in run_events(run, "requeued")] == ["node-fail"]
+    assert run.outcome() == undisturbed
+
+
+@pytest.mark.soak
+def test_out_of_memory_goes_on_with_a_smaller_batch(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...]
+) -> None:
+    spot = {"at": "micro", "step": 25, "micro": 1, "rank": 1, "attempt": 1, "do": "memory"}
+    run = submitted(bench, data, spots=[spot])
+    end = run.follow(seconds=PATIENCE_S)
+    assert end.state == "SUCCEEDED", end.row
+    assert end.row["attempt"] == 2
+    assert codes(run, 1) == [77]
+    (claim,) = [c for c in attempts.read_claims(run.storage) if c.attempt == 2]
+    assert (claim.plan.micro, claim.plan.accumulation) == (1, 6)
+    samples = [row[3] for row in undisturbed[0]]
+    assert [row[3] for row in run.outcome()[0]] == samples
+
+
+@pytest.mark.soak
+def test_a_cancel_saves_and_a_person_may_resume(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...]
+) -> None:
+    run = submitted(bench, data)
+    run.follow(trains(3), seconds=PATIENCE_S)
+    actions.cancel(run.run)
+    assert run.follow(seconds=PATIENCE_S).state == "CANCELLED"
+    actions.resume(run.run)
+    check_end(run, undisturbed)
+
+
+@pytest.mark.soak
+def test_the_api_server_is_away_at_a_notice(
+    bench: KubeBench, data: Path, undisturbed: tuple[Any, ...]
+) -> None:
+    if bench.cluster.pid_of("apiserver") is None:
+        pytest.skip("QVL_TEST_NODE_PIDS does not name the API server's process")
+    run = submitted(bench, data)
+    run.follow(trains(3), seconds=PATIENCE_S)
+    run.notify()
+    bench.cluster.lose("apiserver")
+    time.sleep(5.0)
+    bench.cluster.revive()
+    check_end(run, undisturbed)
