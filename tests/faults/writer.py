@@ -15,12 +15,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import QvlError
 from orchestrator.storage import checkpoints
 from tests.faults import scene
+from trainer import parts
 
 PR_SET_PTRACER, ANYBODY = 0x59616D61, -1
 UNEXPECTED = 99
@@ -29,7 +31,7 @@ UNEXPECTED = 99
 class OneByOne:
     """In the place of a thread pool: the order of system calls is the same in every run."""
 
-    def __init__(self, _threads: int) -> None:
+    def __init__(self, _threads: int, _name: str = "") -> None:
         return
 
     def __enter__(self) -> OneByOne:
@@ -40,6 +42,17 @@ class OneByOne:
 
     def map(self, act: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return map(act, items)
+
+    def submit(self, act: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(act())
+        except Exception as fault:
+            done.set_exception(fault)
+        return done
+
+    def shutdown(self) -> None:
+        return
 
 
 def serve(link: socket.socket) -> None:
@@ -71,5 +84,6 @@ def _child(link: socket.socket, work: str, root: str) -> int:
 
 
 if __name__ == "__main__":
-    checkpoints.ThreadPoolExecutor = OneByOne  # type: ignore[misc, assignment]
+    for module in (checkpoints, parts):
+        module.ThreadPoolExecutor = OneByOne  # type: ignore[attr-defined]
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ class Slow(MemoryStorage):
     """Makes a file durable when as many more as may be are waiting for the same."""
 
     def __init__(self, broken: str = "") -> None:
-        super().__init__("memory://test")
+        super().__init__(f"memory://{secrets.token_hex(8)}")
         self.together = threading.Barrier(ENDS_AT_ONCE)
         self.broken = broken
 
