@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## preempt a real training three times, compare it with an undisturbed one
 	@$(BIN)/python examples/digits/demo.py
 
-test: test-fast test-local test-training ## what CI runs of the tests; test-all is everything
+test: test-fast test-local test-training ## what needs no service; test-all is everything
 
 test-all: test test-faults test-s3 test-slurm test-k8s test-families ## every suite, about an hour
 
@@ -90,7 +90,7 @@ soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
 soak-slurm-24: setup ## the Slurm tests with Debian 13's Slurm, in a chroot (root, debootstrap)
 	@tools/newer_slurm.sh -n 2 -m "slurm and not soak"
 
-check: lint types layers wheel test ## what CI runs
+check: lint types layers wheel test ## what CI runs first (see .ci/run)
 
 lint: setup
 	@$(BIN)/ruff format --check .
