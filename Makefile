@@ -61,10 +61,10 @@ test-slurm: setup ## a fake Slurm and a real one, which needs root and Debian's 
 	@$(BUDGET) 720 $(PYTEST) tests/integration -n 2 -m "slurm and not soak"
 
 # A cluster: QVL_TEST_KUBECONFIG or QVL_TEST_CLUSTER_UP (see tests/harness/kube_cluster.py).
-test-k8s: setup ## a pretended API server and a real Kubernetes, where one is named (budget 1200 s)
-	@$(BUDGET) 1200 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s -m "not soak"
+test-k8s: setup ## a pretended API server and a real Kubernetes, where one is named (budget 720 s)
+	@$(BUDGET) 720 $(PYTEST) tests/unit/backends/kubernetes tests/integration/k8s -m "not soak"
 
-soak-k8s: setup ## the long Kubernetes tests: real training, taken away again and again
+soak-k8s: setup ## the long Kubernetes tests (last result: docs/reliability.md)
 	@$(PYTEST) tests/integration/k8s -m soak --timeout 1800 --durations=0
 
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)

@@ -117,6 +117,7 @@ def test_one_pod_of_a_gang_is_deleted(bench: KubeBench, calm: tuple[Any, ...]) -
     assert set(starts) == {step}
 
 
+@pytest.mark.soak
 def test_five_preemptions_in_a_row(bench: KubeBench, calm: tuple[Any, ...]) -> None:
     # Slow steps: it may take two seconds until an eviction has become a signal.
     run = bench.submit(step_s=1.0)
@@ -146,6 +147,7 @@ def test_a_save_longer_than_the_grace_loses_one_interval_at_most(
     assert [e["data"]["step"] for e in run.events("resuming")] == [10]
 
 
+@pytest.mark.soak
 def test_the_node_is_lost(
     bench: KubeBench, calm: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
