@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests of `make test-slurm` with Debian 13's Slurm (24.11), in a chroot of their own.
 # Needs root and debootstrap; makes QVL_DEBIAN13 (default /var/tmp/qvl-debian13, 0.6 GB).
-# Arguments go to pytest.
+# Without accounting: no database runs in there. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
@@ -14,6 +14,8 @@ if [ ! -x "$root/usr/sbin/slurmctld" ]; then
   command -v debootstrap >/dev/null || apt-get -o DPkg::Lock::Timeout=120 install -y debootstrap
   debootstrap --variant=minbase --include="$packages,$libraries" trixie "$root"
 fi
+
+cp /etc/hosts "$root/etc/hosts"
 
 # Mounts in a namespace of their own: they end with this command.
 exec unshare --mount --propagation private bash -euo pipefail -c '

@@ -48,7 +48,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _version() -> tuple[int, ...]:
+def version() -> tuple[int, ...]:
     """Of the installed Slurm: (year, month)."""
     said = subprocess.run(["slurmd", "-V"], capture_output=True, text=True, check=True).stdout
     return tuple(int(part) for part in said.split()[1].split(".")[:2])
@@ -133,7 +133,7 @@ class Cluster:
         self.conf.write_text(self._filled(text))
         (self.folder / "gres.conf").write_text(self._filled((CONFIG / "gres.conf.in").read_text()))
         (self.folder / "cgroup.conf").write_text(
-            "CgroupPlugin=disabled\n" if _version() >= (23, 2) else "CgroupAutomount=no\n"
+            "CgroupPlugin=disabled\n" if version() >= (23, 2) else "CgroupAutomount=no\n"
         )
 
     def reconfigure(self, **settings: str) -> None:

@@ -12,7 +12,7 @@ from orchestrator.contract.resolved import ResolvedJob, Resources
 from orchestrator.storage import attempts
 from orchestrator.storage.segments import read_segments
 from tests.harness.runs import Bench, Driven
-from tests.harness.slurm_cluster import Cluster
+from tests.harness.slurm_cluster import Cluster, version
 
 
 @dataclass(kw_only=True)
@@ -35,6 +35,14 @@ class SlurmBench(Bench):
     def restarts(self, run: Driven) -> int:
         """What Slurm counts for the run's newest job."""
         return int(self.cluster.job(job_id(run))["Restarts"])
+
+    def started_again(self, run: Driven, count: int) -> bool:
+        """True if Slurm counts so many restarts of the run's newest job.
+
+        From 24.05 on it starts a job that was once preempted one more time after it is done,
+        though it had requeued itself: that start finds nothing to do.
+        """
+        return self.restarts(run) - count in ((0, 1) if version() >= (24, 5) else (0,))
 
     def until_state(self, run: Driven, *states: str, seconds: float = 40.0) -> str:
         """Until Slurm itself says one of these; returns it."""

@@ -73,18 +73,26 @@ def _squeue_rows(lines: list[str]) -> Iterator[JobState]:
         if len(cells) < len(FIELDS):
             continue
         job_id, state, reason, restarts, status, end, name = cells[: len(FIELDS)]
-        code = int(status) if status.lstrip("-").isdigit() else 0
+        code, number = _status(status)
         yield JobState(
             job_id=job_id,
             state=state,
             reason=reason,
             restarts=int(restarts) if restarts.isdigit() else 0,
-            # A wait status: the exit code above, the signal below.
-            exit_code=code >> 8,
-            signal=code & 0x7F,
+            exit_code=code,
+            signal=number,
             end=_seconds(end),
             name=name,
         )
+
+
+def _status(text: str) -> tuple[int, int]:
+    """Exit code and signal: 22.05's squeue prints a wait status, 24.11's `78:0`, as sacct does."""
+    code, colon, number = text.partition(":")
+    if colon:
+        return int(code) if code.isdigit() else 0, int(number) if number.isdigit() else 0
+    status = int(text) if text.lstrip("-").isdigit() else 0
+    return status >> 8, status & 0x7F
 
 
 def parse_sacct(text: str) -> tuple[JobState, ...]:
@@ -96,15 +104,15 @@ def parse_sacct(text: str) -> tuple[JobState, ...]:
         if len(cells) < 5 or not cells[0].isdigit():
             continue
         job_id, state, status, end, name = cells[:5]
-        code, _, signal = status.partition(":")
+        code, number = _status(status)
         runs[job_id] = runs.get(job_id, -1) + 1
         found[job_id] = JobState(
             job_id=job_id,
             # "CANCELLED by 1000"
             state=state.split(" ")[0].rstrip("+"),
             restarts=runs[job_id],
-            exit_code=int(code) if code.isdigit() else 0,
-            signal=int(signal) if signal.isdigit() else 0,
+            exit_code=code,
+            signal=number,
             end=_seconds(end),
             name=name,
         )

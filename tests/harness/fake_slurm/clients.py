@@ -106,13 +106,19 @@ def squeue(argv: list[str]) -> int:
             "State": job["state"],
             "Reason": job["reason"],
             "RestartCnt": job["restarts"],
-            "exit_code": job["status"],
+            "exit_code": _printed(int(job["status"])),
             "EndTime": int(end) if end else "N/A",
             "Name": job["name"],
         }
         rows.append("".join(f"{cells[f]}|" for f in fields))
     sys.stdout.write("\n".join(rows) + "\n")
     return 0
+
+
+def _printed(status: int) -> str:
+    """A wait status as squeue prints it: newer ones as sacct does."""
+    newer = state.setting("grace_preempt", False)
+    return f"{status >> 8}:{status & 0x7F}" if newer else str(status)
 
 
 def scontrol(argv: list[str]) -> int:

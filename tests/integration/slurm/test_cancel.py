@@ -24,7 +24,7 @@ def stays_cancelled(bench: SlurmBench, run: Driven, *, restarts: int = 0) -> Non
     assert attempts.has_tombstone(run.storage)
     time.sleep(7.0)  # a requeued job would be eligible by now
     assert bench.cluster.job(job_id(run))["JobState"] == "CANCELLED"
-    assert bench.restarts(run) == restarts
+    assert bench.started_again(run, restarts)
     assert run.look().state == "CANCELLED"
     assert len(attempts.read_submissions(run.storage)) == 1
 

@@ -68,7 +68,7 @@ def test_twenty_jobs_on_two_nodes(bench: SlurmBench) -> None:
     assert len({run.outcome()[1] for run in runs}) == 1
     for run in runs:
         assert len(attempts.read_submissions(run.storage)) == 1
-        assert bench.restarts(run) == len(attempts.read_claims(run.storage)) - 1
+        assert bench.started_again(run, len(attempts.read_claims(run.storage)) - 1)
 
 
 def test_the_time_limit(bench: SlurmBench, calm: tuple[Any, ...]) -> None:
@@ -82,7 +82,7 @@ def test_the_time_limit(bench: SlurmBench, calm: tuple[Any, ...]) -> None:
     assert end.state == "SUCCEEDED", run.logs()
     starts = len(attempts.read_claims(run.storage))
     assert starts >= 2
-    assert bench.restarts(run) == starts - 1
+    assert bench.started_again(run, starts - 1)
     assert causes(run) == ["time-limit"] * (starts - 1)
     assert "SIGUSR1" in {e["data"]["reason"] for e in run.events("notice")}
     assert run.look().row["lost_steps"] == 0

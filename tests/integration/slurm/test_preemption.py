@@ -20,7 +20,7 @@ def check_end(bench: SlurmBench, run: Driven, calm: tuple[Any, ...], *, restarts
     end = run.drive(seconds=240.0)
     assert end.state == "SUCCEEDED", (end.row, run.logs())
     assert end.row["attempt"] == restarts + 1
-    assert bench.restarts(run) == restarts
+    assert bench.started_again(run, restarts)
     assert run.outcome() == calm
     assert bench.until_state(run, "COMPLETED", "COMPLETING")
 

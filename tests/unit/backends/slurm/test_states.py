@@ -23,6 +23,14 @@ def test_squeue_as_22_05_prints_it() -> None:
     )
 
 
+def test_squeue_as_24_11_prints_it() -> None:
+    text = HEAD + "1|FAILED|RaisedSignal:9(Killed)|0|0:9|N/A|a-1|\n4|FAILED|None|1|78:0|N/A|x-1|\n"
+    killed, refused = parse_squeue(text) or ()
+    assert (killed.exit_code, killed.signal) == (0, 9)
+    assert (refused.exit_code, refused.signal) == (78, 0)
+    assert [observation(job, 0.0).ending for job in (killed, refused)] == ["killed", "refused"]
+
+
 @pytest.mark.parametrize("text", ["", "slurm_load_jobs error: Unable to contact", "1|RUNNING|\n"])
 def test_no_header_is_no_answer(text: str) -> None:
     assert parse_squeue(text) is None
