@@ -218,7 +218,9 @@ def test_a_scancel_saves_and_is_final_until_a_person_resumes(
     end = run.drive(seconds=PATIENCE_S)
     assert end.state == "CANCELLED", end.row
     assert saved_all(run)
-    assert bench.started_again(run, int(moment == "waiting"))
+    # A short save may have asked for its requeue before the scancel came.
+    possible = {"training": (0,), "notice": (0, 1), "waiting": (1,)}[moment]
+    assert any(bench.started_again(run, count) for count in possible)
     resume(run.run)
     row = finish(run)
     assert (row["attempt"], row["lost_steps"]) == (2, 0)
@@ -230,8 +232,8 @@ def test_a_scancel_saves_and_is_final_until_a_person_resumes(
 def test_at_the_time_limit_it_is_the_same_bit_for_bit(
     bench: SlurmBench, data: Path, tmp_path: Path
 ) -> None:
-    """600 steps outlast the limit; how many starts they take is for Slurm to choose."""
-    job = jobs.job(data, every_steps=50, max_steps=600)
+    """2,400 steps outlast the limit; how many starts they take is for Slurm to choose."""
+    job = jobs.job(data, every_steps=50, max_steps=2400)
     calm = undisturbed(job, tmp_path / "undisturbed")
     shape = Resources(nodes=1, gpus_per_node=2, time_limit_s=120)
     run = submit(bench, job, resources=shape)
