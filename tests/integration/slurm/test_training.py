@@ -232,11 +232,13 @@ def test_a_scancel_saves_and_is_final_until_a_person_resumes(
 def test_at_the_time_limit_it_is_the_same_bit_for_bit(
     bench: SlurmBench, data: Path, tmp_path: Path
 ) -> None:
-    """2,400 steps outlast the limit; how many starts they take is for Slurm to choose."""
-    job = jobs.job(data, every_steps=50, max_steps=2400)
+    """Slow steps outlast the limit; how many starts they take is for Slurm to choose."""
+    job = jobs.job(data, every_steps=50, max_steps=300)
     calm = undisturbed(job, tmp_path / "undisturbed")
     shape = Resources(nodes=1, gpus_per_node=2, time_limit_s=120)
-    run = submit(bench, job, resources=shape)
+    slow = {"at": "boundary", "rank": 0, "do": "sleep", "seconds": 0.5}
+    spots = json.dumps([{**slow, "step": step} for step in range(1, 300)])
+    run = submit(bench, job, resources=shape, env={**job.env, "QVL_PROBE": spots})
     row = finish(run)
     starts = len(attempts.read_claims(run.storage))
     assert starts >= 2
