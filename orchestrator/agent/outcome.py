@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,8 +48,10 @@ _REASONS = {
 }
 
 
-def node_outcome(ends: Sequence[RankEnd], *, notice: str | None) -> NodeOutcome:
+def node_outcome(ends: Sequence[RankEnd], *, notice: str | None, oom_kills: int = 0) -> NodeOutcome:
     """One code for the node. After a notice, errors of ranks are no crash.
+
+    oom_kills: processes of this job that the kernel killed at their memory limit
 
     A rank's own `ending` message wins over its exit status, which a library may change on
     the way out.
@@ -61,7 +64,7 @@ def node_outcome(ends: Sequence[RankEnd], *, notice: str | None) -> NodeOutcome:
             return _named(code, ends, codes)
     if all(code == ExitCode.DONE for code in codes):
         return NodeOutcome(ExitCode.DONE, "done", "")
-    return _crash(ends, codes)
+    return _crash(ends, codes, oom_kills)
 
 
 def _code(end: RankEnd) -> int:
@@ -85,11 +88,13 @@ def _named(code: ExitCode, ends: Sequence[RankEnd], codes: Sequence[int]) -> Nod
     return NodeOutcome(code, end.reason or _REASONS[code], end.message)
 
 
-def _crash(ends: Sequence[RankEnd], codes: Sequence[int]) -> NodeOutcome:
+def _crash(ends: Sequence[RankEnd], codes: Sequence[int], oom_kills: int) -> NodeOutcome:
     """Names the rank that failed first: the others fail because it has left them."""
     failed = [(i, e) for i, (e, c) in enumerate(zip(ends, codes, strict=True)) if c == CRASH]
     rank, end = min(failed, key=lambda pair: pair[1].at)
     words = end.message or f"ended with {_status_text(end.status)}"
+    if oom_kills and end.status == -signal.SIGKILL and not end.message:
+        words = "killed by the kernel: the memory limit of this job was reached"
     return NodeOutcome(CRASH, end.reason or "crash", f"rank {rank}: {words}")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.agent import child as children
 from orchestrator.agent import devices
 from orchestrator.agent.child import Child
+from orchestrator.agent.memory import oom_kills
 from orchestrator.agent.outcome import RankEnd, node_outcome, verdict_fields
 from orchestrator.agent.start import leave_word
 from orchestrator.clock import Clock
@@ -64,6 +65,7 @@ class Supervisor:
         self._helper: Child | None = None
         self._ranks: list[Child] = []
         self._notice: Notice | None = None
+        self._oom_kills = oom_kills()
         self._first_failure: float | None = None
         self._refusal: Message | None = None
         self._assigned = False
@@ -318,10 +320,9 @@ class Supervisor:
         if self._refusal is not None:
             return self._after_refusal()
         waited = self._clock.monotonic() - notice.seen if notice else None
-        outcome = node_outcome(ends, notice=notice.reason if notice else None)
-        fields = verdict_fields(
-            outcome, ends, notice=notice.reason if notice else None, notice_to_exit_s=waited
-        )
+        reason = notice.reason if notice else None
+        outcome = node_outcome(ends, notice=reason, oom_kills=oom_kills() - self._oom_kills)
+        fields = verdict_fields(outcome, ends, notice=reason, notice_to_exit_s=waited)
         if outcome.code == CRASH:
             self._say(f"failed: {outcome.message}")
         code = self._store_outcome(fields)

@@ -94,15 +94,6 @@ def _taker(name: str) -> dict[str, Any]:
     }
 
 
-def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
-    """Events of one node of every attempt."""
-    found = []
-    for claim in attempts.read_claims(run.storage):
-        folder = layout.attempt_events(claim.attempt, f"node-{node}")
-        found += [line for _, line in read_segments(run.storage, folder)]
-    return [e for e in found if e["kind"] == kind]
-
-
 def job_name(run: Driven) -> str:
     """The Job of the newest submission."""
     newest = attempts.read_submissions(run.storage)[-1]

@@ -271,3 +271,19 @@ def paused(pids: list[int]) -> Iterator[None]:
         yield
     finally:
         kill(pids, signal.SIGCONT)
+
+
+def saved_all(run: Driven, attempt: int = 1) -> bool:
+    """True if the last commit of the attempt holds every step that it computed."""
+    lines = read_segments(run.storage, layout.metrics(attempt, 0))
+    reached = max(int(line["step"]) for _, line in lines)
+    return reached == max((step for a, step, _ in run.commits() if a == attempt), default=0)
+
+
+def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
+    """Events of one node of every attempt."""
+    found = []
+    for claim in attempts.read_claims(run.storage):
+        folder = layout.attempt_events(claim.attempt, f"node-{node}")
+        found += [line for _, line in read_segments(run.storage, folder)]
+    return [e for e in found if e["kind"] == kind]

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.contract import layout
 from orchestrator.contract.resolved import ResolvedJob, Resources
 from orchestrator.storage import attempts
-from orchestrator.storage.segments import read_segments
 from tests.harness.runs import Bench, Driven
 from tests.harness.slurm_cluster import Cluster, version
 
@@ -69,19 +67,3 @@ def job_id(run: Driven) -> str:
 def causes(run: Driven) -> list[str]:
     """What Slurm said of each notice, oldest first."""
     return [e["data"]["cause"] for e in run.events("cause")]
-
-
-def saved_all(run: Driven, attempt: int = 1) -> bool:
-    """True if the last commit of the attempt holds every step that it computed."""
-    lines = read_segments(run.storage, layout.metrics(attempt, 0))
-    reached = max(int(line["step"]) for _, line in lines)
-    return reached == max((step for a, step, _ in run.commits() if a == attempt), default=0)
-
-
-def node_events(run: Driven, node: int, kind: str) -> list[dict[str, Any]]:
-    """Events of one node of every attempt."""
-    found = []
-    for claim in attempts.read_claims(run.storage):
-        folder = layout.attempt_events(claim.attempt, f"node-{node}")
-        found += [line for _, line in read_segments(run.storage, folder)]
-    return [e for e in found if e["kind"] == kind]

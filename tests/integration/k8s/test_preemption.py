@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.contract.resolved import PreemptionSpec
 from tests.harness import runs
-from tests.harness.kube_runs import KubeBench, codes, job_name, node_events, run_events
-from tests.harness.runs import Driven
+from tests.harness.kube_runs import KubeBench, codes, job_name, run_events
+from tests.harness.runs import Driven, node_events, saved_all
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]
 
@@ -75,7 +75,7 @@ def test_preempted_by_a_pod_of_higher_priority(bench: KubeBench, calm: tuple[Any
     bench.cluster.kubectl("delete", "pod", *takers, "--grace-period=0", "--force")
     check_end(run, calm)
     assert codes(run, 1) == [75]
-    assert saved_at_notice(run)
+    assert saved_all(run)
 
 
 def test_preempt_evicts(bench: KubeBench, calm: tuple[Any, ...]) -> None:
@@ -112,7 +112,8 @@ def test_one_pod_of_a_gang_is_deleted(bench: KubeBench, calm: tuple[Any, ...]) -
     assert codes(run, 1) == [75, 75]
     last = max(run.curve(0)), max(run.curve(1))
     assert last == (20, 20)
-    [step] = [c[1] for c in run.commits() if c[0] == 1 and c[2] == "notice"]
+    assert saved_all(run)
+    step = max(c[1] for c in run.commits() if c[0] == 1)
     starts = [e["data"]["step"] for n in (0, 1) for e in node_events(run, n, "resuming")]
     assert set(starts) == {step}
 

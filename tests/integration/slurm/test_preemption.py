@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness.runs import Driven
-from tests.harness.slurm_runs import SlurmBench, causes, job_id, node_events, saved_all
+from tests.harness.runs import Driven, node_events, saved_all
+from tests.harness.slurm_runs import SlurmBench, causes, job_id
 
 pytestmark = pytest.mark.slurm
 

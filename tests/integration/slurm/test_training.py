@@ -15,8 +15,8 @@ from orchestrator.contract.resolved import ResolvedJob, Resources
 from orchestrator.controller.actions import resume
 from orchestrator.storage import attempts
 from tests.harness import jobs
-from tests.harness.runs import Bench, Driven
-from tests.harness.slurm_runs import SlurmBench, causes, job_id, saved_all
+from tests.harness.runs import Bench, Driven, saved_all
+from tests.harness.slurm_runs import SlurmBench, causes, job_id
 from tests.integration.slurm.test_nodes import first_node, kill_node
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

@@ -16,8 +16,8 @@ from orchestrator.controller.actions import cancel
 from orchestrator.errors import UserError
 from orchestrator.storage import attempts
 from tests.harness.fake_slurm.cluster import FakeCluster
-from tests.harness.runs import Driven
-from tests.harness.slurm_runs import SlurmBench, causes, job_id, saved_all
+from tests.harness.runs import Driven, saved_all
+from tests.harness.slurm_runs import SlurmBench, causes, job_id
 
 pytestmark = pytest.mark.slurm
 
