@@ -37,8 +37,6 @@ Examples:
   qvl-orchestrate drill job.yaml --preempt-with high --tolerance 1e-3
 """
 POLL_S = 0.3
-NAME = 30
-"""Letters of the job's name that a copy keeps."""
 _ROWS = (
     ("agreed", "all ranks agreed to stop"),
     ("saving", "the save began"),
@@ -117,11 +115,11 @@ def _submit(how: _How, suffix: str) -> Run:
     from orchestrator.cli.submit import read_job
     from orchestrator.clock import SystemClock
     from orchestrator.config.load import load_job
-    from orchestrator.controller.submit import submit
+    from orchestrator.controller.submit import name_of_copy, submit
 
-    name = load_job(how.job, how.overrides).spec.name[:NAME].strip("-")
+    name = load_job(how.job, how.overrides).spec.name
     short = (
-        f"name={name}-{suffix}",
+        f"name={name_of_copy(name, suffix)}",
         f"training.max_steps={how.steps}",
         f"checkpoint.every_steps={how.steps}",
         "checkpoint.every_minutes=null",

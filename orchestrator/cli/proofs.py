@@ -173,8 +173,11 @@ def _manifest(
     if point.kind != "checkpoint" or point.commit_seq is None:
         return None
     record = next((r for r in log if r.seq == point.commit_seq), None)
-    if record is None:
-        return None
+    return None if record is None else kept_manifest(storage, record)
+
+
+def kept_manifest(storage: Storage, record: LogRecord) -> CheckpointManifest | None:
+    """Of a commit; None once the checkpoint was given up, or is damaged."""
     commit = record.commit()
     try:
         return checkpoints.read_manifest(storage, commit.directory, commit.manifest_hash)

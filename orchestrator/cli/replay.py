@@ -12,14 +12,17 @@ import click
 
 from orchestrator.cli.common import note
 from orchestrator.cli.follow import leave_controller, watch
-from orchestrator.cli.proofs import Record, gather
+from orchestrator.cli.proofs import Record, gather, kept_manifest
+from orchestrator.cli.submit import settings_of
 from orchestrator.clock import SystemClock
+from orchestrator.config.load import load_site
 from orchestrator.contract import layout
+from orchestrator.contract.spec import StartFrom
 from orchestrator.controller import actions
-from orchestrator.controller.submit import submit
+from orchestrator.controller.submit import name_of_copy, submit
 from orchestrator.domain import proof, replay
 from orchestrator.domain.states import State
-from orchestrator.errors import CheckpointError, UserError
+from orchestrator.errors import UserError
 from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.opening import child
 from orchestrator.storage.runlog import RunLog
@@ -27,11 +30,8 @@ from orchestrator.storage.runlog import RunLog
 if TYPE_CHECKING:
     from orchestrator.contract.records import LogRecord
     from orchestrator.contract.resolved import ResolvedJob
-    from orchestrator.contract.spec import StartFrom
     from orchestrator.controller.run import Run
 
-NAME = 30
-"""Letters of the job's name that a copy keeps."""
 KEEP = 1000
 """Checkpoints of a copy: all, to be compared."""
 
@@ -49,9 +49,9 @@ class Replay:
 
     @property
     def holds(self) -> bool:
-        """Something was compared, and nothing differs."""
-        results = {check.result for check in self.checks}
-        return "equal" in results and "differs" not in results
+        """Steps were compared, and nothing differs."""
+        results = {check.name: check.result for check in self.checks}
+        return results.get(replay.SAMPLES) == "equal" and "differs" not in results.values()
 
 
 def compute_again(
@@ -71,8 +71,15 @@ def compute_again(
     checks = tuple(_compare(run, record, copy, source, window))
     found = Replay(run_id=copy.run_id, first=window.first, last=window.last, checks=checks)
     if found.holds and not keep:
-        actions.remove(copy)
+        _remove(copy)
     return found
+
+
+def _remove(copy: Run) -> None:
+    try:
+        actions.remove(copy)
+    except UserError:  # its job may take a while to leave the queue
+        note(f"the copy is still at work; later: qvl-orchestrate rm {copy.run_id}")
 
 
 def _choose(
@@ -80,13 +87,14 @@ def _choose(
 ) -> tuple[replay.Window, LogRecord | None]:
     """Which steps, and the checkpoint before them; None: the run's beginning."""
     live = checkpoints.live_commits(RunLog(run.storage).read())
-    chosen = None if ref in (None, "0") else actions.find_commit(live, str(ref))
-    saved = [r.commit().step for r in live]
-    if ref is not None:
-        saved = [chosen.commit().step] if chosen else []
-    recorded = [row.step for row in record.curves.get(0, ())]
-    window = replay.choose_window(recorded, saved, count)
-    if window is None or (chosen is not None and window.first != chosen.commit().step):
+    if ref == "0":
+        live = []
+    elif ref is not None:
+        live = [actions.find_commit(live, ref)]
+    kept = {commit.commit().step: commit for commit in live}
+    steps = [row.step for row in record.curves.get(0, ())]
+    window = replay.choose_window(steps, list(kept), count)
+    if window is None or (kept and ref is not None and window.first not in kept):
         raise UserError(
             f"run {run.run_id} has recorded no step after {ref or 'any checkpoint'}",
             hint="choose an older checkpoint with --from, or 0 for the run's beginning",
@@ -96,15 +104,11 @@ def _choose(
             f"run {run.run_id} was restarted from weights: its steps do not lead to its beginning",
             hint="name a checkpoint with --from",
         )
-    source = chosen or next((r for r in reversed(live) if r.commit().step == window.first), None)
-    return window, source if window.first else None
+    return window, kept.get(window.first)
 
 
 def _submit(run: Run, source: LogRecord | None, site: Path | None) -> Run:
     """A copy of the run, with a controller; it begins where `source` lies."""
-    from orchestrator.cli.submit import settings_of
-    from orchestrator.config.load import load_site
-
     newest = attempts.read_submissions(run.storage)[-1]
     copy = submit(
         _copied(run.job(newest.spec.resolved)),
@@ -124,15 +128,13 @@ def _copied(job: ResolvedJob) -> ResolvedJob:
     """The same training, that reports to no tracker and keeps what it saves."""
     return replace(
         job,
-        name=f"{job.name[:NAME].strip('-')}-replay",
+        name=name_of_copy(job.name, "replay"),
         training={**job.training, "report_to": "none"},
         checkpoint=replace(job.checkpoint, keep_last=KEEP, keep_best=0),
     )
 
 
 def _start(run: Run, source: LogRecord | None) -> StartFrom:
-    from orchestrator.contract.spec import StartFrom
-
     if source is None:
         return StartFrom()
     directory = source.commit().directory
@@ -163,10 +165,7 @@ def _compare(
 ) -> Iterator[proof.Check]:
     again = gather(copy)
     tolerance = max(record.tolerance, again.tolerance)
-    stored = None
-    if source is not None:
-        commit = source.commit()
-        stored = checkpoints.read_manifest(run.storage, commit.directory, commit.manifest_hash)
+    stored = None if source is None else kept_manifest(run.storage, source)
     for evidence in again.evidence[:1]:
         yield from proof.resume_checks(replace(evidence, manifest=stored), tolerance)
     yield from replay.step_checks(record.curves, again.curves, window, tolerance)
@@ -177,19 +176,16 @@ def _checkpoints(
     run: Run, copy: Run, window: replay.Window, tolerance: float
 ) -> Iterator[proof.Check]:
     """Those that both have of the window's steps."""
-    theirs = {r.commit().step: r for r in checkpoints.live_commits(RunLog(copy.storage).read())}
-    ours = {r.commit().step: r for r in checkpoints.live_commits(RunLog(run.storage).read())}
+    ours, theirs = (
+        {r.commit().step: r for r in checkpoints.live_commits(RunLog(of.storage).read())}
+        for of in (run, copy)
+    )
     for step in sorted(ours.keys() & theirs.keys()):
         if step not in window:
             continue
-        pair = []
-        for of, found in ((run, ours[step]), (copy, theirs[step])):
-            commit = found.commit()
-            try:
-                pair.append(
-                    checkpoints.read_manifest(of.storage, commit.directory, commit.manifest_hash)
-                )
-            except CheckpointError as fault:
-                yield proof.Check(f"checkpoint of step {step}", "not compared", fault.message)
-        if len(pair) == 2:
-            yield from replay.checkpoint_checks(pair[0], pair[1], tolerance)
+        before = kept_manifest(run.storage, ours[step])
+        now = kept_manifest(copy.storage, theirs[step])
+        if before is None or now is None:
+            yield proof.Check(f"checkpoint of step {step}", "not compared", "it cannot be read")
+        else:
+            yield from replay.checkpoint_checks(before, now, tolerance)

@@ -33,6 +33,10 @@ REPORT_S = 10.0
 """`TrainSpec.report_s` on a cluster, where each report is a write to shared storage."""
 
 
+COPY_NAME = 30
+"""Letters of a job's name that a copy of it keeps."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSettings:
     """What of the site file the controller needs."""
@@ -48,6 +52,11 @@ def new_run_id(name: str, now: float) -> str:
     """`<name>-<yymmdd>-<6 random hex digits>`: unique, sortable by eye, a DNS label."""
     day = time.strftime("%y%m%d", time.gmtime(now))
     return f"{name}-{day}-{secrets.token_hex(3)}"
+
+
+def name_of_copy(name: str, suffix: str) -> str:
+    """Name of a job that is another's copy, short enough for every backend."""
+    return f"{name[:COPY_NAME].strip('-')}-{suffix}"
 
 
 def make_spec(

@@ -11,6 +11,8 @@ from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.proof import NAMES, of_manifest
 from orchestrator.domain.proof import Check
 
+SAMPLES = "samples"
+"""Name of the check that is made of any step that is compared."""
 Curves = Mapping[int, Sequence[StepMetrics]]
 """Of each rank."""
 
@@ -52,7 +54,7 @@ def step_checks(
     if len(pairs) < wanted:
         yield Check("steps", "not compared", f"{len(pairs)} of {wanted} lines are on both sides")
     if pairs:
-        yield _alike("samples", [(b.step, b.samples == n.samples) for b, n in pairs])
+        yield _alike(SAMPLES, [(b.step, b.samples == n.samples) for b, n in pairs])
         rates = [(b.step, b.learning_rate == n.learning_rate) for b, n in pairs]
         yield _alike("learning rates", rates)
         yield _losses(pairs, tolerance)

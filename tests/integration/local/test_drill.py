@@ -4,45 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-from tests.unit.cli.shells import JOB
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    samples = [{"conversations": [{"from": "user", "value": f"{i}"}]} for i in range(50)]
-    (tmp_path / "train.json").write_text(json.dumps(samples))
-    (tmp_path / "job.yaml").write_text(JOB)
-    return tmp_path
+from tests.integration.local.conftest import command
 
 
 def drill(folder: Path, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", "drill", "job.yaml", *argv],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "QVL_STATE_DIR": str(folder / "state"),
-            "QVL_TRAINER_MODULE": "trainer.fake",
-            "QVL_FAKE_STEP_S": "0.2",
-            **environ,
-        },
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    return command(folder, "drill", "job.yaml", *argv, **{"QVL_FAKE_STEP_S": "0.2", **environ})
 
 
 def test_a_job_that_survives(folder: Path) -> None:

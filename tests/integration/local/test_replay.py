@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.cli.shells import JOB
-
-ROOT = Path(__file__).resolve().parents[3]
+from orchestrator.cli.replay import Replay
+from orchestrator.domain import proof
+from tests.integration.local.conftest import command
 
 
 class Desk:
+    """A person at the command line, in a folder with a job."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text("{}")
-        samples = [{"conversations": [{"from": "user", "value": f"{i}"}]} for i in range(50)]
-        (folder / "train.json").write_text(json.dumps(samples))
-        (folder / "job.yaml").write_text(JOB)
 
     def __call__(self, *argv: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", *argv],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "QVL_STATE_DIR": str(self.folder / "state"),
-                "QVL_TRAINER_MODULE": "trainer.fake",
-                "QVL_FAKE_STEP_S": "0.05",
-            },
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        done = command(self.folder, *argv, QVL_FAKE_STEP_S="0.05")
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
@@ -52,8 +33,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    desk = Desk(tmp_path)
+def desk(folder: Path) -> Desk:
+    desk = Desk(folder)
     desk("submit", "job.yaml", "--wait")
     return desk
 
@@ -108,3 +89,12 @@ def test_what_cannot_be_replayed_is_said(desk: Desk) -> None:
     done = desk("verify", "digits", "--replay", code=78)
     assert "is HELD" in done.stderr
     assert "training data" in done.stderr
+
+
+def test_without_a_compared_step_nothing_is_held_to_be_proved() -> None:
+    state = proof.Check("adapter", "equal")
+    assert not Replay(run_id="r", first=5, last=9, checks=(state,)).holds
+    samples = proof.Check("samples", "equal")
+    assert Replay(run_id="r", first=5, last=9, checks=(state, samples)).holds
+    differs = proof.Check("losses", "differs")
+    assert not Replay(run_id="r", first=5, last=9, checks=(samples, differs)).holds

@@ -125,9 +125,10 @@ def test_a_tracker_that_hangs_holds_nothing_up(make: Make, place: str) -> None:
     tracker, began = make(wandb), time.monotonic()
     for step in range(20_000):
         tracker.scalars(step, {"train/loss": 1.0})
-    assert time.monotonic() - began < 10 * CLOSE_S  # on a busy machine; it hangs for longer
+    assert time.monotonic() - began < 10 * CLOSE_S  # 20,000 calls on a busy machine
+    began = time.monotonic()
     tracker.close(interrupted=True)
-    assert time.monotonic() - began < 15 * CLOSE_S
+    assert time.monotonic() - began < 2 * CLOSE_S
     wandb.free.set()
 
 
