@@ -1,6 +1,9 @@
-"""Run a test command, print how long it took, and fail if it took longer than its budget.
+"""Run a test command and hold the time it took against its budget.
 
 budget.py SECONDS COMMAND...
+
+Going over it is a warning: a slow or busy machine is nobody's fault. It is a failure (exit code 1)
+where CI says that it may be: CI=true in the environment.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ def main() -> int:
     took = time.monotonic() - start
     load = os.getloadavg()[0]
     print(f"took {took:.0f} s of {budget:.0f} s (load {load:.1f} on {os.cpu_count()} cores)")
-    if code == 0 and took > budget:
-        print(f"over budget: {' '.join(command)}", file=sys.stderr)
-        return 1
-    return code
+    if code or took <= budget:
+        return code
+    binding = os.environ.get("CI", "").lower() in ("true", "1")
+    word = "error" if binding else "warning"
+    print(f"{word}: over budget: {' '.join(command)}", file=sys.stderr)
+    return int(binding)
 
 
 if __name__ == "__main__":
