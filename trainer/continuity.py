@@ -49,7 +49,7 @@ class Continuity:
             raise ContractRefused(
                 f"the run does not go on where attempt {self._of} left it: of micro-batch "
                 f"{index + 1} of step {step + 1} on rank {self._rank.number}, the {fault}",
-                hint="resume from an older checkpoint with resume RUN --from, or leave this "
+                hint="go on from an older checkpoint (`resume` with --from), or leave this "
                 "comparison out with --allow-change losses",
             )
         self._worst = max(self._worst, apart(expected.loss, loss.hex()))

@@ -197,5 +197,5 @@ def _same(name: str, found: str, recorded: str) -> None:
     if found != recorded:
         raise ContractRefused(
             f"{name} after the load: {found}, the checkpoint recorded {recorded}",
-            hint="resume from an older checkpoint with `resume RUN --from`",
+            hint="`qvl-orchestrate status` names an older checkpoint to go on from",
         )

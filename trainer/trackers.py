@@ -62,7 +62,7 @@ def board_folder(storage: Storage, run_id: str, warn: Callable[[str], None]) -> 
     folder = copies.private_folder(None, run_id, "tensorboard")
     warn(
         f"trackers cannot write to {storage.uri}: their files are in {folder} on this node only; "
-        "every step stands in the run directory (`qvl-orchestrate metrics`)"
+        f"every step stands in the run directory (`qvl-orchestrate metrics {run_id}`)"
     )
     return folder
 

@@ -37,5 +37,8 @@ def command(*, directories: tuple[str, ...], as_json: bool) -> int:
         return 0
     for entry in entries:
         out(f"adopted {entry.run_id}  {entry.uri}")
-    out("`qvl-orchestrate status` shows them; `controller once` goes on with those that have to")
+    out(
+        "`qvl-orchestrate status` shows them; "
+        "`qvl-orchestrate controller once` goes on with those that have to"
+    )
     return 0

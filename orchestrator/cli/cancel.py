@@ -65,5 +65,6 @@ def _sentence(run_id: str, state: str, acted: bool) -> str:
     if not acted:
         return f"{run_id} has ended already ({state}); there is nothing to cancel"
     if state == "CANCELLED":
-        return f"{run_id} is cancelled; its checkpoints stay (`resume` would go on from there)"
+        cure = f"`qvl-orchestrate resume {run_id}` would go on from there"
+        return f"{run_id} is cancelled; its checkpoints stay ({cure})"
     return f"{run_id} is being cancelled: it saves within its grace time, then ends for good"

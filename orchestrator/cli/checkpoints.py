@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HELP = """List the checkpoints of a run, verify, inspect, copy and prune them.
 
-`checkpoints RUN` is short for `checkpoints list RUN`.
+`qvl-orchestrate checkpoints RUN` is short for `qvl-orchestrate checkpoints list RUN`.
 """
 _EXAMPLES = """\b
 Examples:
@@ -34,7 +34,7 @@ _LIST_HELP = """List the checkpoints of RUN, oldest first.
   retired    given up for newer ones, its files removed
   bad        found damaged, never used again, its files kept
 
---verify is `checkpoints verify`.
+--verify is `qvl-orchestrate checkpoints verify RUN`.
 """
 _VERIFY_HELP = """Read every file of the committed checkpoints of RUN and compare its hash.
 

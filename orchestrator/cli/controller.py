@@ -43,7 +43,7 @@ Example:
 """
 
 
-_UNIT = """Print a systemd user unit that keeps `controller run` alive on this machine.
+_UNIT = """Print a systemd user unit that keeps `qvl-orchestrate controller run` alive here.
 
 It holds the paths of this installation and of this state folder, and PATH, by which the scheduler's
 commands are found. Lingering lets it live on when you log out, where the site allows it.
@@ -103,7 +103,10 @@ def run(*, interval: float, discover: bool, as_json: bool) -> int:
             rounds.once(report)
             rounds.wait(interval)
     except KeyboardInterrupt:
-        note("interrupted; `controller once`, or another controller, takes the runs up again")
+        note(
+            "interrupted; `qvl-orchestrate controller once`, or another controller, "
+            "takes the runs up again"
+        )
     finally:
         rounds.close()
     return 0

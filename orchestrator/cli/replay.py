@@ -154,7 +154,7 @@ def _train(copy: Run, last: int) -> None:
     if row["step"] < last:
         raise UserError(
             f"the copy {copy.run_id} is {row['state']} at step {row['step']}: {row['message']}",
-            hint=f"qvl-orchestrate events {copy.run_id}; then rm {copy.run_id}",
+            hint=f"`qvl-orchestrate events {copy.run_id}` says more",
         )
     if row["state"] != State.SUCCEEDED.value and actions.cancel(copy):
         watch(copy)

@@ -114,7 +114,9 @@ def adapter(storage: Storage, result: Result) -> dict[str, bytes]:
             raise CheckpointError(f"{path} is missing") from None
         if hash_bytes(data) != entries[name].hash:
             raise CheckpointError(
-                f"{path} is damaged", hint="take another checkpoint: --step, `checkpoints --verify`"
+                f"{path} is damaged",
+                hint="take another checkpoint by --step: "
+                f"`qvl-orchestrate checkpoints verify {result.run_id}` says which are good",
             )
         found[name] = data
     model = result.job.model

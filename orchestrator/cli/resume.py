@@ -17,7 +17,7 @@ _HELP = """Go on with RUN after it was held, has failed or was cancelled.
 
 It starts from its newest good checkpoint unless --from or --restart-from says otherwise.
 What differs from what was saved is refused unless --allow-change names the field; a held
-run's `status` says which. With --wait, exit codes are those of `submit --wait`.
+run's `status` says which. With --wait, exit codes are those of `submit` with --wait.
 """
 _EXAMPLES = """\b
 Examples:

@@ -107,7 +107,7 @@ def resolve(
 
 def site_faults(job: JobSpec, site: SiteConfig) -> tuple[Fault, ...]:
     """What the site refuses of a job."""
-    hint = "use `submit --template FILE`, which a site may allow or not"
+    hint = "use --template of `submit`, which a site may allow or not"
     found = tuple(
         Fault(("kubernetes", name), "is not for job files", hint)
         for name in TEMPLATE_FIELDS

@@ -183,9 +183,9 @@ def leave_controller(run: Run, wait_s: float = 0.0) -> str:
         spec = attempts.read_submissions(run.storage)[-1].spec
         name = run.backend.start_controller(run.job(spec.resolved), spec)
         return f"no controller looked after the run: Job {name} was started"
-    cure = "qvl-orchestrate controller once, or controller run"
+    cure = "`qvl-orchestrate controller once`, or `qvl-orchestrate controller run`"
     if kind == "deployment":
-        cure = "is the Deployment of k8s/controller.yaml there? kubectl get deployments"
+        cure = "is the Deployment of k8s/controller.yaml there? `kubectl get deployments`"
     return f"no controller looks after the run, and none was started: {cure}"
 
 

@@ -9,6 +9,7 @@ from zlib import crc32
 from orchestrator.backends.base import Observation
 from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
+from orchestrator.contract.codes import ExitCode
 from orchestrator.contract.records import ClaimRecord, SubmissionRecord
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
@@ -77,6 +78,9 @@ def observe(run: Run) -> Seen:
         policy=budgets,
         save_seconds=summary.save_seconds if summary else None,
     )
+    if facts.last and facts.last.verdict and facts.last.verdict.code == ExitCode.REFUSED:
+        other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
+        facts = replace(facts, other_checkpoint=other)
     return Seen(facts, newest, backend_id, summary, view)
 
 

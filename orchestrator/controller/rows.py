@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from orchestrator.clock import parse_iso
@@ -142,9 +143,9 @@ def _next(run: Run, decision: Decision) -> str | None:
     """The command, or the time, that comes next; None where nothing is to be done."""
     match decision:
         case Hold():
-            return f"qvl-orchestrate resume {run.run_id} {decision.next_flags}".strip()
+            return shlex.join(["qvl-orchestrate", "resume", run.run_id, *decision.next_flags])
         case Fail():
-            return f"qvl-orchestrate logs {run.run_id}"
+            return shlex.join(["qvl-orchestrate", "logs", run.run_id])
         case Requeue():
             wait = decision.not_before - run.clock.now()
             return f"next attempt in {wait:.0f} s" if wait > 0 else "next attempt now"

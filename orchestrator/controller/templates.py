@@ -186,7 +186,7 @@ def _sbatch(text: str, template: Template, shape: Shape) -> tuple[list[Finding |
     words = (said or [answer.words])[0].removeprefix("sbatch: ").removeprefix("error: ")
     if any(sign in words.lower() for sign in _NOT_HERE):
         return [f"this cluster takes no job of {shape}: {words}"], True
-    cure = "`sbatch --test-only` says the same of `template show --rendered`"
+    cure = "`sbatch --test-only` says so of what `qvl-orchestrate template show --rendered` prints"
     option = re.search(r"--[a-z-]+", words)
     return [
         _at(template, option[0] if option else "", f"sbatch refuses the job: {words}", cure)

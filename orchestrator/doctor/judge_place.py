@@ -114,7 +114,7 @@ def _shared(folder: Folder, subject: str) -> Iterator[Finding]:
     else:
         why = "the nodes write there, and this machine must read it"
         yield Finding("warning", subject, f"{kind or 'an unknown file system'}{LOOKS_LOCAL}", why,
-                      "qvl-orchestrate doctor --probe shows it for certain")  # fmt: skip
+                      "`qvl-orchestrate doctor --probe` shows it for certain")  # fmt: skip
 
 
 def judge_trusted(path: str, owner: str, mode: int, *, trusted: bool) -> tuple[Finding, ...]:

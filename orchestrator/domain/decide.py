@@ -14,7 +14,7 @@ the job gone, last attempt ended with
     75, 76                             -> Requeue (free; ten without a commit: Hold)
     79                                 -> Requeue (somebody else's start was stale)
     77, plan can shrink                -> Requeue (free)
-    78 contract, checkpoint            -> Hold, naming the flag that would allow it
+    78 contract, checkpoint            -> Hold, naming the flags of the least destructive cure
     78 otherwise                       -> Fail
     a crash, killed for memory         -> Requeue after a back-off; the same error three times
                                           in a row: Hold; other failures past the budget: Fail
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from orchestrator.contract.codes import ExitCode
 from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
+from orchestrator.domain.resume import ONLY_THERE
 from orchestrator.domain.signature import signature
 from orchestrator.domain.verdict import Verdict
 
@@ -68,11 +69,11 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A person must look; `next_flags` is what `resume` would need."""
+    """A person must look; `next_flags` is what `resume` would need, word by word."""
 
     reason: str
     message: str
-    next_flags: str = ""
+    next_flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def _after_end(facts: RunFacts) -> Decision:
     if verdict.code == ExitCode.OUT_OF_MEMORY and last.oom_can_shrink:
         return Requeue("out of memory: a smaller micro-batch")
     if verdict.code == ExitCode.REFUSED:
-        return _refused(verdict)
+        return _refused(facts, verdict)
     return _after_failure(facts, verdict)
 
 
@@ -182,13 +183,22 @@ def _held_without_commit(facts: RunFacts) -> Hold | None:
     )
 
 
-def _refused(verdict: Verdict) -> Decision:
-    if verdict.reason == "contract":
-        flags = " ".join(dict.fromkeys(re.findall(r"--allow-change \S+", verdict.message)))
-        return Hold(verdict.reason, verdict.message, flags or "--restart-from weights")
-    if verdict.reason == "checkpoint":
-        return Hold(verdict.reason, verdict.message, "--restart-from weights|scratch")
-    return Fail(verdict.reason, verdict.message)
+def _refused(facts: RunFacts, verdict: Verdict) -> Decision:
+    """Held with the cure that gives up least: a named change, the old conditions, an older
+    checkpoint, and only then the weights alone. Nothing proposes to begin from scratch.
+    """
+    if verdict.reason not in HOLDING_REASONS:
+        return Fail(verdict.reason, verdict.message)
+    flags = tuple(dict.fromkeys(re.findall(r"--allow-change ([\w.*-]+)", verdict.message)))
+    if verdict.reason == "contract" and flags:
+        cure = tuple(word for flag in flags for word in ("--allow-change", flag))
+    elif verdict.reason == "contract" and ONLY_THERE in verdict.message:
+        cure = ()
+    elif facts.other_checkpoint:
+        cure = ("--from", facts.other_checkpoint)
+    else:
+        cure = ("--restart-from", "weights")
+    return Hold(verdict.reason, verdict.message, cure)
 
 
 def _after_failure(facts: RunFacts, verdict: Verdict) -> Decision:

@@ -78,6 +78,8 @@ class RunFacts:
     policy: Policy = Policy()
     save_seconds: float | None = None
     """Measured seconds of the last save."""
+    other_checkpoint: str = ""
+    """After a refusal: the newest kept checkpoint that the last attempt did not start from."""
 
     @property
     def last(self) -> AttemptFacts | None:

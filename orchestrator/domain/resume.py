@@ -59,6 +59,9 @@ COMPARED_APART = (
 _NEVER = ("world.", "checkpoint_format", "model.", "quantization.")
 """No flag allows these: the stored state has no meaning with another value."""
 
+ONLY_THERE = "the state of a checkpoint is only valid under the same conditions"
+"""Words of every refusal that no flag undoes."""
+
 _TITLES = {
     "world.nodes": "number of nodes",
     "world.gpus_per_node": "GPUs per node",
@@ -134,9 +137,7 @@ def refusal(differences: Sequence[Difference], checkpoint: str) -> str | None:
     lines += [f"  - {d.line()}" for d in refused]
     flags = sorted({d.flag for d in refused if d.flag})
     if any(d.flag is None for d in refused):
-        lines.append(
-            "  the state of a checkpoint is only valid under the same conditions: restore them,"
-        )
+        lines.append(f"  {ONLY_THERE}: restore them,")
         lines.append("  or take only its weights: --restart-from weights")
     else:
         lines.append("  to go on all the same: " + " ".join(f"--allow-change {f}" for f in flags))

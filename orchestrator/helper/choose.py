@@ -68,8 +68,8 @@ class Chooser:
         if view.unreadable or any(r.kind == "commit" for r in view.records):
             raise CheckpointError(
                 "no checkpoint of this run can be trusted any more; each fault is in `events`",
-                hint="`resume --restart-from weights` takes adapter weights only, "
-                "`--restart-from scratch` starts anew",
+                hint=f"`{self._resume} --restart-from weights` takes adapter weights only, "
+                f"`{self._resume} --restart-from scratch` starts anew",
             )
         return StartPoint(kind="fresh")
 
@@ -81,21 +81,25 @@ class Chooser:
         if self._elsewhere(record):
             return None
         try:
-            verified = self.copies.verify(record)
+            manifest = self._verified(record)
+        except checkpoints.Unreadable:
+            raise
+        except CheckpointError:
+            return None
+        return self._accept(directory, self._place(directory), manifest, record.seq)
+
+    def _verified(self, record: LogRecord) -> CheckpointManifest:
+        """Its manifest. Raises CheckpointError; one that is damaged is marked bad before."""
+        try:
+            return self.copies.verify(record).manifest
         except checkpoints.Unreadable:
             raise
         except CheckpointError as fault:
-            self.report(
-                "checkpoint_bad",
-                {
-                    "directory": directory,
-                    "step": record.commit().step,
-                    "reason": fault.message,
-                },
-            )
+            body = record.commit()
+            told = {"directory": body.directory, "step": body.step, "reason": fault.message}
+            self.report("checkpoint_bad", told)
             checkpoints.mark_bad(self.log, self.attempt, record, fault.message)
-            return None
-        return self._accept(directory, self._place(directory), verified.manifest, record.seq)
+            raise
 
     def _try_here(self, record: LogRecord) -> StartPoint | None:
         """From this node's own copy, if it is good; a bad one says nothing of the checkpoint."""
@@ -165,8 +169,12 @@ class Chooser:
             manifest = self.copies.verify_elsewhere(start.ref)
             return self._accept(start.ref, start.ref, manifest, None)
         record = self._named(start.ref)
-        verified = self.copies.verify(record)
-        return self._accept(start.ref, self._place(start.ref), verified.manifest, record.seq)
+        manifest = self._verified(record)
+        return self._accept(start.ref, self._place(start.ref), manifest, record.seq)
+
+    @property
+    def _resume(self) -> str:
+        return f"qvl-orchestrate resume {self.copies.run_id}"
 
     def _named(self, directory: str) -> LogRecord:
         for record in reversed(checkpoints.live_commits(self.log.read())):
@@ -208,5 +216,5 @@ class Chooser:
             return StartPoint(kind="weights", directory=self._place(directory))
         raise CheckpointError(
             "no adapter of this run can be read any more",
-            hint="`resume --restart-from scratch` starts anew",
+            hint=f"`{self._resume} --restart-from scratch` starts anew",
         )

@@ -38,7 +38,7 @@ class NodeCopies:
     ) -> None:
         self._storage = storage
         self._base = None if scratch_dir is None else Path(scratch_dir)
-        self._run_id = run_id
+        self.run_id = run_id
         self._attempt = attempt
         self._own = f"{attempt:06d}-{slot}"
         self._slot = slot
@@ -110,7 +110,7 @@ class NodeCopies:
             self.verify(next(r for r in commits if r.seq == point.commit_seq))
 
     def _folder(self) -> Path:
-        return copies.private_folder(self._base, self._run_id)
+        return copies.private_folder(self._base, self.run_id)
 
     def _empty(self, place: str) -> Path:
         """A new folder; what this node holds for older attempts of the slot goes."""
@@ -121,7 +121,7 @@ class NodeCopies:
                 copies.remove(other)
         copies.remove(folder / self._own)
         name = place.rstrip("/").rpartition("/")[2]
-        return copies.private_folder(self._base, self._run_id, self._own, name)
+        return copies.private_folder(self._base, self.run_id, self._own, name)
 
 
 def _split(uri: str) -> tuple[Storage, str]:

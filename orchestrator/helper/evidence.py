@@ -19,6 +19,7 @@ from orchestrator.domain.decide import starts_again_now
 from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts, taken_away
 from orchestrator.domain.verdict import CANCELLED, attempt_verdict
 from orchestrator.storage import attempts
+from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
@@ -102,6 +103,25 @@ def attempt_facts(
         how: Ending = "" if again else endings.get(claim.submission, "")
         found.append(_ended(storage, view, claim, how, before, again=again))
     return tuple(found)
+
+
+def other_checkpoint(
+    storage: Storage, view: LogView, attempt: int, newest: SubmissionRecord | None
+) -> str:
+    """The newest kept checkpoint that `attempt`, of submission `newest`, did not start from;
+    empty if there is none. By its short name, where no other checkpoint has the same one.
+    """
+    live = live_commits(view)
+    start = attempts.read_start(storage, attempt)
+    asked = newest.start.ref if newest is not None else None
+    tried = {r.seq for r in live if start is not None and r.seq == start.commit_seq}
+    tried |= {r.seq for r in live if start is None and r.commit().directory == asked}
+    for record in reversed([r for r in live if r.seq not in tried]):
+        directory = record.commit().directory
+        name = directory.rpartition("/")[2]
+        same = [r for r in live if r.commit().directory.endswith(f"/{name}")]
+        return name if len(same) == 1 else directory
+    return ""
 
 
 def starts_again(storage: Storage, log: RunLog, job: ResolvedJob, submission: int) -> bool:

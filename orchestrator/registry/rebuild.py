@@ -34,7 +34,7 @@ def read_entry(directory: str) -> RunEntry:
         raise UserError(
             f"{where} is not where run {newest.run_id} lives ({newest.storage})",
             hint="move the directory back; to go on elsewhere, submit a new run and "
-            "`resume --from` a checkpoint's path",
+            "`resume` it --from a checkpoint's path",
         )
     return RunEntry(
         run_id=newest.run_id,

@@ -176,5 +176,5 @@ def _damaged(seq: int) -> LogDamaged:
     return LogDamaged(
         f"record {seq} of the run's log cannot be read",
         hint="restore log/ of the run directory from a backup, or start a new run "
-        "with `resume --from PATH`",
+        "and `resume` it --from the path of a checkpoint",
     )

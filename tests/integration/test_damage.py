@@ -197,8 +197,8 @@ def test_any_set_of_them_is_damaged(
         run.choose()
     assert str(caught.value) == (
         "no checkpoint of this run can be trusted any more; each fault is in `events`\n"
-        "  hint: `resume --restart-from weights` takes adapter weights only, "
-        "`--restart-from scratch` starts anew"
+        "  hint: `qvl-orchestrate resume run --restart-from weights` takes adapter weights only, "
+        "`qvl-orchestrate resume run --restart-from scratch` starts anew"
     )
     assert len(run.bad()) == 3
     # and it stays refused

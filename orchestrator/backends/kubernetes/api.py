@@ -309,7 +309,7 @@ def _single(config: Any) -> Any:
     if len(named) > 1:
         raise UserError(
             "KUBECONFIG names several files",
-            hint="make one of them: kubectl config view --flatten > FILE",
+            hint="make one of them: `kubectl config view --flatten` prints it; KUBECONFIG names it",
         )
     file = _file(named)
     if not named and not file.exists() and _SERVICE_ACCOUNT.exists():

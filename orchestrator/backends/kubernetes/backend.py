@@ -223,7 +223,7 @@ class KubernetesBackend:
             if self._api.get("secrets", namespace, name) is None:
                 raise UserError(
                     f"the secrets of run {spec.run_id} are not in the cluster any more",
-                    hint=f"qvl-orchestrate resume {spec.run_id}, where they are exported",
+                    hint=f"where they are exported: `qvl-orchestrate resume {spec.run_id}`",
                 )
             return
         body = manifest.secret(spec.run_id, name, stored, owner)
@@ -323,7 +323,7 @@ def _refuse_stranger(job: Raw, spec: TrainSpec) -> None:
 def _refusal(fault: Refused) -> QvlError:
     if fault.status == 403 and "exceeded quota" in fault.message:
         return Full(f"the namespace's quota is used up: {fault.message}")
-    hint = "`submit --dry-run` prints the manifest that was refused"
+    hint = "`qvl-orchestrate submit job.yaml --dry-run` prints such a manifest"
     if fault.status == 403 and " cannot " in fault.message:
         hint = "is it the right namespace (kubernetes.namespace)? else ask for k8s/rbac.yaml"
     elif fault.status == 404:

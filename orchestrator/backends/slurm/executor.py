@@ -45,7 +45,7 @@ class TemplateExecutor(SlurmExecutor):
                 ) from None
             raise UserError(
                 f"Slurm refuses the job: {words}",
-                hint="`submit --dry-run` prints the batch file that was refused",
+                hint="`qvl-orchestrate submit job.yaml --dry-run` prints such a batch file",
             ) from None
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import stat
 import sys
 import time
@@ -226,6 +227,28 @@ def test_a_changed_job_is_held_until_the_change_is_allowed(
     }
     desk("resume", "digits", *changed, "--allow-change", "config.training.learning_rate")
     assert desk.row("digits")["state"] == "SUCCEEDED"
+
+
+def test_the_cure_of_a_bad_checkpoint_is_the_older_one_and_is_copied_as_it_stands(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(monkeypatch)
+    run_id = desk.submit()
+    desk.until(run_id, step=12)
+    desk("cancel", run_id)
+    desk.until(run_id, state="CANCELLED")
+    monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
+    listed = desk.lines("checkpoints", run_id)[0]
+    older, newest = [c for c in listed if c["state"] == "committed"][-2:]
+    adapter = Path(newest["path"]) / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"?")
+
+    desk("resume", run_id, "--from", str(newest["step"]), "--wait", code=73)
+    row = desk.row(run_id)
+    assert (row["state"], row["reason"]) == ("HELD", "checkpoint")
+    assert row["next"] == f"qvl-orchestrate resume {run_id} --from checkpoint-{older['step']}"
+    desk(*shlex.split(row["next"])[1:], "--wait")
+    assert desk.row(run_id)["state"] == "SUCCEEDED"
 
 
 def test_secrets_reach_the_ranks_and_nothing_else(

@@ -121,7 +121,7 @@ def test_a_setting_is_refused_with_what_to_do(
         ("save_steps", "checkpoint.every_steps"),
         ("save_total_limit", "checkpoint.keep_last"),
         ("save_on_each_node", "checkpoint.uri"),
-        ("resume_from_checkpoint", "resume RUN --from"),
+        ("resume_from_checkpoint", "`resume` with --from"),
         ("push_to_hub", "publish the adapter"),
         ("hub_token", "publish the adapter"),
         ("group_by_length", "the order of the samples is ours"),

@@ -77,7 +77,17 @@ TABLE: list[tuple[str, RunFacts, Decision]] = [
     (
         "checkpoints all bad",
         gone(attempt(1, 78, "checkpoint", message="m")),
-        Hold("checkpoint", "m", "--restart-from weights|scratch"),
+        Hold("checkpoint", "m", ("--restart-from", "weights")),
+    ),
+    (
+        "the chosen checkpoint is bad, another is kept",
+        gone(attempt(1, 78, "checkpoint", message="m"), other_checkpoint="checkpoint-20"),
+        Hold("checkpoint", "m", ("--from", "checkpoint-20")),
+    ),
+    (
+        "what was loaded is not what was saved, an older one is kept",
+        gone(attempt(1, 78, "contract", message="m"), other_checkpoint="checkpoint-20"),
+        Hold("contract", "m", ("--from", "checkpoint-20")),
     ),
     (
         "the newest submission never claimed",
@@ -101,14 +111,25 @@ def test_a_refused_contract_is_held_with_the_flags_that_would_allow_it() -> None
     assert found == Hold(
         "contract",
         text or "",
-        "--allow-change data.train --allow-change lora.r --allow-change versions",
+        tuple(
+            word
+            for field in ("data.train", "lora.r", "versions")
+            for word in ("--allow-change", field)
+        ),
     )
 
 
-def test_a_contract_that_no_flag_allows_is_held_with_the_weights() -> None:
+def test_a_contract_that_no_flag_allows_is_held_until_the_conditions_are_restored() -> None:
     text = refusal(compare({"world.nodes": 1}, {"world.nodes": 2}), "checkpoint-10") or ""
+    found = decide(gone(attempt(1, 78, "contract", message=text), other_checkpoint="checkpoint-5"))
+    assert found == Hold("contract", text, ())
+
+
+def test_words_of_a_stranger_become_no_flag() -> None:
+    text = "to go on: --allow-change $(reboot) --allow-change lora.r;reboot"
     found = decide(gone(attempt(1, 78, "contract", message=text)))
-    assert found == Hold("contract", text, "--restart-from weights")
+    assert isinstance(found, Hold)
+    assert found.next_flags == ("--allow-change", "lora.r")
 
 
 # --- the budget of failures
@@ -161,7 +182,7 @@ def test_out_of_memory_is_free_until_the_floor_and_then_a_failure() -> None:
     assert isinstance(decide(gone(*free, *floor[:2])), Requeue)
     held = decide(gone(*free, *floor))
     assert isinstance(held, Hold)
-    assert (held.reason, held.next_flags) == ("same-error", "")
+    assert (held.reason, held.next_flags) == ("same-error", ())
 
 
 def crashed(number: int, message: str, **more: int) -> AttemptFacts:
@@ -202,7 +223,7 @@ def test_a_batch_script_that_refuses_is_held_at_once_with_its_words() -> None:
     late = gone(attempt(1, 75, "preempted", commits=1), newest_submission=2, ending="refused")
     assert isinstance(decide(late), Hold)
     own = gone(attempt(1, 78, "contract", message="m"), ending="refused")
-    assert decide(own) == Hold("contract", "m", "--restart-from weights")
+    assert decide(own) == Hold("contract", "m", ("--restart-from", "weights"))
 
 
 def test_the_back_off_doubles_up_to_its_cap() -> None:
@@ -240,7 +261,7 @@ def test_ten_preemptions_without_a_commit_are_held_with_the_figures(
     policy = Policy(every_steps=every)
     assert isinstance(decide(gone(*preempted(9), policy=policy, save_seconds=seconds)), Requeue)
     found = decide(gone(*preempted(10), policy=policy, save_seconds=seconds))
-    assert found == Hold("no-progress", text, "")
+    assert found == Hold("no-progress", text)
 
 
 def test_one_commit_among_ten_is_progress() -> None:
