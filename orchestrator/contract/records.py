@@ -160,6 +160,8 @@ class LeaseRecord:
     released: bool = False
     renewed_at: str = ""
     """When this record was written: taken, renewed or released."""
+    lasting: bool = True
+    """The holder stays with the run until it is settled; else it goes after one pass."""
     schema: int = 1
 
 

@@ -7,50 +7,98 @@ waits as long as another controller holds the run.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 
 from orchestrator.clock import Clock, SystemClock
-from orchestrator.controller.lease import FLEET_TTL_S, TTL_S
+from orchestrator.contract.records import LeaseRecord
+from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, newest
 from orchestrator.controller.loop import follow
 from orchestrator.controller.run import Run, open_entry, open_run
-from orchestrator.errors import QvlError, Unreachable
+from orchestrator.controller.trouble import FAULTS, Trouble, as_error, tell
+from orchestrator.errors import NewerVersion, NoSuchRun, StorageError, UserError
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry, default_state_dir
 
-RETRY_S = 5.0
 TAKEN_S = 5.0
 """How long a controller that finds another one waits for it: it may be on its way out."""
 WAITING_S = 5.0
-"""How often one that stays looks whether the other one has gone."""
+"""How often it looks then whether the other one has gone."""
 ENDED_BY_TERM = 128 + signal.SIGTERM
 
 
 def main(wanted: str, *, stay: bool) -> int:
-    """Follow the run to its end, through a storage that is away for a while."""
+    """Look after the run until it is settled, or until another controller does."""
     clock = SystemClock()
     registry = Registry(default_state_dir())
-    end = clock.monotonic() + TAKEN_S
+    trouble = Trouble(clock)
+    try:
+        run = _open(registry, wanted, clock, trouble, stay=stay)
+        lease = Lease(run.storage, clock, FLEET_TTL_S if stay else TTL_S)
+        other = Other(clock)
+        while follow(run, clock, lease, trouble) is None:
+            if not stay and other.stays(_holder(run)):
+                return 0
+            clock.sleep(WAITING_S if stay or other.for_long else 0.2)
+    except NoSuchRun as fault:
+        tell(str(fault))
+        return 0
+    except FAULTS as fault:
+        tell(str(fault))
+        return as_error(fault).exit_code
+    return 0
+
+
+def _open(registry: Registry, wanted: str, clock: Clock, trouble: Trouble, *, stay: bool) -> Run:
+    """The run, once its storage can be reached. Raises what waiting does not mend."""
     while True:
         try:
-            run = _open(registry, wanted, clock) if stay else open_run(registry, wanted, clock)
-            if follow(run, clock, FLEET_TTL_S if stay else TTL_S):
-                return 0
-            if not stay and clock.monotonic() > end:
-                return 0
-            clock.sleep(WAITING_S if stay else 0.2)
-        except Unreachable as fault:
-            sys.stderr.write(f"{fault}\n")
-            clock.sleep(RETRY_S)
-        except QvlError as fault:
-            sys.stderr.write(f"{fault}\n")
-            return fault.exit_code
+            return _entered(registry, wanted, clock) if stay else open_run(registry, wanted, clock)
+        except (NoSuchRun, NewerVersion):
+            raise
+        except FAULTS as fault:
+            if stay and isinstance(fault, UserError):
+                raise
+            clock.sleep(trouble.met(fault))
 
 
-def _open(registry: Registry, directory: str, clock: Clock) -> Run:
+def _entered(registry: Registry, directory: str, clock: Clock) -> Run:
     """The run of that directory, entered here."""
     entry = read_entry(directory)
     registry.add(entry)
     return open_entry(registry, entry, clock)
+
+
+def _holder(run: Run) -> LeaseRecord | None:
+    try:
+        return newest(run.storage)
+    except StorageError:
+        return None
+
+
+class Other:
+    """The controller that was found to hold the run: is it one that stays with it?"""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._first: LeaseRecord | None = None
+        self._since = clock.monotonic()
+
+    @property
+    def for_long(self) -> bool:
+        """True if it is not just on its way out."""
+        return self._clock.monotonic() - self._since > TAKEN_S
+
+    def stays(self, held: LeaseRecord | None) -> bool:
+        """True once it can be relied upon: it lives on this host, or was seen renewing from
+        another, and is none that makes only one pass.
+        """
+        if held is None:
+            return False
+        if self._first is None or self._first.owner != held.owner:
+            self._first, self._since = held, self._clock.monotonic()
+        alive = held.host == socket.gethostname() or held.seq > self._first.seq
+        return self.for_long and held.lasting and not held.released and alive
 
 
 def _leave(*_: object) -> None:

@@ -12,6 +12,7 @@ from orchestrator.clock import Clock, iso, parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
 from orchestrator.contract.records import LeaseRecord
+from orchestrator.errors import StorageError
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
 TTL_S = 600.0
@@ -22,14 +23,17 @@ FLEET_TTL_S = 60.0
 
 def newest(storage: Storage) -> LeaseRecord | None:
     """The lease in force, expired or not; None if nobody ever held one."""
-    numbers = sorted(
-        n for n in (layout.number_of(e.path) for e in storage.list(layout.LEASE)) if n is not None
-    )
-    while numbers:
+    return _newest(storage)[0]
+
+
+def _newest(storage: Storage) -> tuple[LeaseRecord | None, int]:
+    """The same, and the highest number that is taken: by it, or by one that cannot be read."""
+    found = (layout.number_of(e.path) for e in storage.list(layout.LEASE))
+    numbers = sorted(n for n in found if n is not None)
+    for number in reversed(numbers):
         with suppress(NotFound, MalformedJson):
-            return from_json(LeaseRecord, loads(storage.get(layout.lease(numbers[-1]))))
-        numbers.pop()
-    return None
+            return from_json(LeaseRecord, loads(storage.get(layout.lease(number)))), numbers[-1]
+    return None, numbers[-1] if numbers else 0
 
 
 def is_live(record: LeaseRecord | None, now: float) -> bool:
@@ -42,31 +46,49 @@ def is_live(record: LeaseRecord | None, now: float) -> bool:
 
 
 class Lease:
-    """Takes, renews and releases the lease of one run for this process."""
+    """Takes, renews and releases the lease of one run. Its holder keeps it for as long as it looks
+    after the run, through whatever fails: only so does it know its own lease again.
 
-    def __init__(self, storage: Storage, clock: Clock, ttl_s: float = TTL_S) -> None:
+    lasting: the holder stays with the run; else it goes after one pass
+    """
+
+    def __init__(
+        self, storage: Storage, clock: Clock, ttl_s: float = TTL_S, *, lasting: bool = True
+    ) -> None:
         self._storage = storage
         self._clock = clock
         self._ttl_s = ttl_s
+        self._lasting = lasting
         self._owner = secrets.token_hex(16)
         self._seq = 0
         self._renewed = 0.0
 
     def acquire(self) -> bool:
-        """True if the lease is ours now (also if it was already)."""
-        current = newest(self._storage)
-        mine = current is not None and current.owner == self._owner
+        """True if the lease is ours now (also if it was already).
+
+        Raises StorageError, NotFound for a run that is not there: nothing is created then.
+        """
+        current, last = _newest(self._storage)
+        if current is None:
+            self._storage.get(layout.RESOLVED)
+        mine = current is not None and current.owner == self._owner and not current.released
         if mine and self._clock.monotonic() - self._renewed < self._ttl_s / 3:
             return True
         if not mine and is_live(current, self._clock.now()):
             return False
-        return self._write((current.seq if current else 0) + 1, released=False)
+        return self._write(last + 1, released=False)
 
-    def release(self) -> None:
-        """Let another controller take over at once."""
-        current = newest(self._storage)
-        if current is not None and current.owner == self._owner and not current.released:
-            self._write(current.seq + 1, released=True)
+    def release(self) -> bool:
+        """Let another controller take over at once; False if the storage does not take that: the
+        lease then lapses by itself.
+        """
+        try:
+            current, last = _newest(self._storage)
+            if current is not None and current.owner == self._owner and not current.released:
+                self._write(last + 1, released=True)
+        except StorageError:
+            return False
+        return True
 
     def _write(self, seq: int, *, released: bool) -> bool:
         record = LeaseRecord(
@@ -79,6 +101,7 @@ class Lease:
             boot_id=boot_id(),
             start_ticks=start_ticks(os.getpid()) or 0,
             released=released,
+            lasting=self._lasting,
         )
         outcome = self._storage.create(layout.lease(seq), canonical(to_json(record)))
         if not isinstance(outcome, Created):

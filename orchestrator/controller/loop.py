@@ -12,10 +12,11 @@ from pathlib import Path
 from orchestrator.backends.base import RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, is_live, newest
+from orchestrator.controller.lease import FLEET_TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
-from orchestrator.errors import QvlError
+from orchestrator.controller.trouble import FAULTS, Trouble, as_error, file_system, is_gone
+from orchestrator.errors import CheckpointError, NewerVersion, NoSuchRun, QvlError
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
@@ -30,19 +31,34 @@ _detached: list[subprocess.Popen[bytes]] = []
 """Controllers that this process started: known until they are reaped."""
 
 
-def follow(run: Run, clock: Clock, ttl_s: float = TTL_S) -> Step | None:
-    """Look after one run until it is settled; None if another controller holds it."""
-    lease = Lease(run.storage, clock, ttl_s)
-    if not lease.acquire():
-        return None
+def follow(run: Run, clock: Clock, lease: Lease, trouble: Trouble) -> Step | None:
+    """Look after one run until it is settled, through whatever fails meanwhile; None if another
+    controller holds it. The lease is the caller's to keep, and given back here.
+
+    Raises NoSuchRun once a storage that answers holds the run no longer, NewerVersion for what
+    only a newer controller can look after.
+    """
+    home: int | None = None
     try:
         while True:
-            step = reconcile(run)
-            if step.settled:
-                return step
-            if not lease.acquire():
-                return None
-            _pause(run, step, clock)
+            try:
+                if not lease.acquire():
+                    return None
+                home = file_system(run)
+                step = reconcile(run)
+                trouble.over()
+                if step.settled:
+                    return step
+                _pause(run, step, clock)
+            except NewerVersion:
+                raise
+            except FAULTS as fault:
+                if is_gone(run, home):
+                    raise NoSuchRun(f"{run.storage.uri} holds the run no longer") from fault
+                if isinstance(fault, CheckpointError):
+                    # Damage waits for a person, whom a lease would keep from mending it.
+                    lease.release()
+                clock.sleep(trouble.met(fault))
     finally:
         lease.release()
 
@@ -72,16 +88,16 @@ def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlErro
             continue
         try:
             run = open_entry(registry, entry, clock)
-            lease = Lease(run.storage, clock)
+            lease = Lease(run.storage, clock, lasting=False)
             if not lease.acquire():
                 continue
             try:
                 report(entry.run_id, reconcile(run))
             finally:
                 lease.release()
-        except QvlError as fault:
+        except FAULTS as fault:
             faults += 1
-            report(entry.run_id, fault)
+            report(entry.run_id, as_error(fault))
     return faults
 
 
@@ -96,19 +112,22 @@ def ask_ahead(registry: Registry, entries: Sequence[RunEntry]) -> None:
             jobs.setdefault(entry.backend, []).append(job)
     for name, ids in jobs.items():
         # Each run meets a fault itself, and says so in its own row.
-        with suppress(QvlError):
+        with suppress(*FAULTS):
             backend = load_backend(name, registry.state_dir)
             if backend.capabilities.keeps_answers:
                 backend.observe(ids)
 
 
 class Rounds:
-    """Pass after pass over all runs, each under a lease that is kept from one to the next."""
+    """Pass after pass over all runs, each under a lease that is kept from one to the next. A run
+    whose storage fails is left alone for a while: the others shall not wait for it.
+    """
 
     def __init__(self, registry: Registry, clock: Clock) -> None:
         self._registry = registry
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        self._troubles: dict[str, Trouble] = {}
         self._waker: Wakes | None = None
 
     def once(self, report: Callable[[str, Step | QvlError], None]) -> None:
@@ -117,11 +136,18 @@ class Rounds:
         ask_ahead(self._registry, entries)
         for entry in entries:
             if entry.final:
+                self._leases.pop(entry.run_id, None)
+                self._troubles.pop(entry.run_id, None)
+                continue
+            trouble = self._troubles.setdefault(entry.run_id, Trouble(self._clock, _report_tells))
+            if not trouble.due:
                 continue
             try:
                 self._attend(open_entry(self._registry, entry, self._clock), report)
-            except QvlError as fault:
-                report(entry.run_id, fault)
+                trouble.over()
+            except FAULTS as fault:
+                trouble.met(fault)
+                report(entry.run_id, as_error(fault))
 
     def discover(self, report: Callable[[str, Step | QvlError], None]) -> None:
         """Enter runs that a backend knows of and this registry does not."""
@@ -132,8 +158,8 @@ class Rounds:
             if found.run_id not in known:
                 try:
                     self._registry.add(read_entry(found.uri))
-                except QvlError as fault:
-                    report(found.run_id, fault)
+                except FAULTS as fault:
+                    report(found.run_id, as_error(fault))
 
     def wait(self, seconds: float) -> None:
         """Until the next pass: so long, or as soon as a backend knows that it is worth looking."""
@@ -146,8 +172,7 @@ class Rounds:
     def close(self) -> None:
         """Let another controller take over at once."""
         for lease in self._leases.values():
-            with suppress(QvlError):
-                lease.release()
+            lease.release()
         self._leases.clear()
 
     def _attend(self, run: Run, report: Callable[[str, Step | QvlError], None]) -> None:
@@ -161,8 +186,11 @@ class Rounds:
         step = reconcile(run)
         report(run.run_id, step)
         if step.settled:
-            del self._leases[run.run_id]
             lease.release()
+
+
+def _report_tells(_words: str) -> None:
+    """What stands in the way goes to the pass's own report."""
 
 
 def leave_controller(run: Run, wait_s: float = 0.0) -> str:
@@ -201,13 +229,16 @@ def _attended(run: Run, wait_s: float) -> bool:
 
 def look_after(run: Run) -> Step | None:
     """One pass here, and a controller for what remains; None if the run has one already."""
-    lease = Lease(run.storage, run.clock)
+    lease = Lease(run.storage, run.clock, lasting=False)
     if not lease.acquire():
         return None
     try:
         step = reconcile(run)
-    finally:
+    except FAULTS:
         lease.release()
+        leave_controller(run)
+        raise
+    lease.release()
     if not step.settled:
         leave_controller(run)
     return step

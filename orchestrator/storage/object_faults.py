@@ -32,6 +32,7 @@ _PASSING = {
     "XAmzContentChecksumMismatch",
 }
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_DENIED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied", "403"}
 _NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
 
 _TORN = (
@@ -85,8 +86,13 @@ def _status(fault: boto.ClientError) -> int:
 
 
 def is_expired(fault: BaseException) -> bool:
-    """True if other credentials, read anew, may help."""
+    """True if the same credentials, read anew, may help."""
     return code_of(fault) in _EXPIRED
+
+
+def is_denied(fault: BaseException) -> bool:
+    """True if other credentials would help."""
+    return code_of(fault) in _EXPIRED | _DENIED or isinstance(fault, _NO_KEYS)
 
 
 def is_taken(fault: BaseException) -> bool:

@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import s3fs
+from aiobotocore.session import AioSession
 from botocore.handlers import add_expect_header
 
 from orchestrator.storage.object_faults import (
     FAULTS,
     code_of,
+    is_denied,
     is_expired,
     is_taken,
     may_pass,
@@ -106,9 +108,8 @@ class Connection:
                 async with asyncio.timeout(patience.limit_s(limit_s)):
                     return await once(client)
             except FAULTS as fault:
-                if is_expired(fault) and not renewed:
+                if not renewed and is_denied(fault) and await self._read_anew(fault):
                     renewed, pause = True, 0.0
-                    self._client = None
                 else:
                     pause = min(PAUSE_S * 2**tries, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)  # noqa: S311
                     tries += 1
@@ -116,6 +117,22 @@ class Connection:
                     if not may_pass(fault, tries) or not patience.allows(spent, pause):
                         raise translate(fault, place, self.endpoint) from fault
             await asyncio.sleep(pause)
+
+    async def _read_anew(self, fault: BaseException) -> bool:
+        """Look for credentials again: somebody may have renewed those in a file. True if another
+        try is worth it. Only other credentials make another client: each stays in memory.
+        """
+        if self._client is None:
+            return False
+        used = self._client._request_signer._credentials
+        try:
+            found = await AioSession(**self._fs.kwargs).get_credentials()
+            if await _values(found) == await _values(used):
+                return is_expired(fault)
+        except FAULTS:
+            return False
+        self._client = None
+        return True
 
     async def _ready(self, place: str) -> Any:
         if self._client is None:
@@ -130,6 +147,10 @@ class Connection:
             client.meta.events.unregister("before-call.s3", add_expect_header)
             self._client = client
         return self._client
+
+
+async def _values(credentials: Any) -> tuple[str, ...] | None:
+    return None if credentials is None else tuple(await credentials.get_frozen_credentials())
 
 
 _lock = threading.Lock()

@@ -306,6 +306,30 @@ def test_expired_credentials_are_read_anew_once(storage: Storage, proxy: Proxy) 
     assert len(proxy.spoilt) == 3
 
 
+@pytest.mark.parametrize("before", ["expired", "absent"])
+def test_credentials_that_a_person_has_renewed_are_found(
+    weed: Weed, s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """In a process that lives on: a controller, an agent's helper."""
+    file = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    if before == "expired":
+        file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = old\n")
+    storage = open_storage(s3_uri, patience_s=1.0)
+    for _ in range(2):
+        with pytest.raises(Refused):
+            storage.put("x", SMALL)
+    clients = object_s3.connection()._fs._s3
+    file.write_text(
+        f"[default]\naws_access_key_id = {weed.key}\naws_secret_access_key = {weed.secret}\n"
+    )
+    storage.put("x", SMALL)
+    assert storage.get("x") == SMALL
+    assert object_s3.connection()._fs._s3 is not clients
+
+
 # --- replies that are lost
 
 
