@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from orchestrator.contract.dataset import read_index
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import UserError
 from trainer.families.processor import IGNORE, Encoded, VisionChatProcessor
@@ -145,7 +146,7 @@ def load_dataset(
         raise UserError(f"the job has no {which} data", hint=f"set data.{which} in job.yaml")
     file = Path(name)
     try:
-        records = read_index(file.read_bytes())
+        records = read_index(read_regular(file))
     except (OSError, ValueError) as fault:
         raise UserError(f"data.{which}: {file}: {fault}") from None
     if not records:

@@ -23,6 +23,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from orchestrator.contract.regular import open_regular
 from orchestrator.storage.protocol import Sink
 from trainer.parts import FileWriter
 
@@ -187,7 +188,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _copier(file: Path) -> Callable[[Any], object]:
     def copy(sink: Any) -> None:
-        with file.open("rb") as source:
+        with open_regular(file) as source:
             while chunk := source.read(1 << 20):
                 sink.write(chunk)
 

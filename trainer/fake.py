@@ -27,6 +27,7 @@ from orchestrator.contract.dataset import read_index
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import Json, canonical, digest, from_json, loads, pretty
 from orchestrator.contract.manifest import CheckpointManifest, Trigger
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, StorageError, UserError
 from orchestrator.storage.hashing import hash_bytes, sha256
@@ -286,10 +287,10 @@ class _FakeTraining:
         folder = Path(start.directory)
         try:
             if start.kind == "weights":
-                adapter = loads((folder / "adapter_model.safetensors").read_bytes())
+                adapter = loads(read_regular(folder / "adapter_model.safetensors"))
                 return 0, FakeState(adapter["weight"], fresh.draws), None
-            manifest = from_json(CheckpointManifest, loads((folder / layout.MANIFEST).read_bytes()))
-            value = loads((folder / f"rank_{self._number}.json").read_bytes())
+            manifest = from_json(CheckpointManifest, loads(read_regular(folder / layout.MANIFEST)))
+            value = loads(read_regular(folder / f"rank_{self._number}.json"))
         except (OSError, ValueError) as fault:
             raise ContractRefused(f"the checkpoint cannot be read: {fault}") from None
         recorded = manifest.rank_digests[self._number], manifest.rng_digests[self._number]
@@ -342,7 +343,7 @@ def _count_samples(assignment: Assignment) -> int:
         return int(given)
     file = Path(assignment.job.data.train)
     try:
-        return len(read_index(file.read_bytes()))
+        return len(read_index(read_regular(file)))
     except (OSError, ValueError) as fault:
         raise UserError(f"data.train: {file}: {fault}") from None
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import PIL.Image
 import PIL.ImageOps
 
+from orchestrator.contract.regular import open_regular
 from orchestrator.errors import StorageError
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def open_picture(path: Path) -> PIL.Image.Image:
     """
 
     def read() -> PIL.Image.Image:
-        with PIL.Image.open(path) as picture:
+        with open_regular(path) as file, PIL.Image.open(file) as picture:
             return PIL.ImageOps.exif_transpose(picture).convert("RGB")
 
     return _judged(path, read)
@@ -101,7 +102,7 @@ def picture_facts(path: Path, *, decode: bool = False) -> PictureFacts:
     size = _patient(path.stat).st_size
 
     def look() -> PictureFacts:
-        with PIL.Image.open(path) as picture:
+        with open_regular(path) as file, PIL.Image.open(file) as picture:
             facts = PictureFacts(*picture.size, size)
             whole = not decode and _looks_whole(path, picture)
         if not whole:
@@ -128,7 +129,7 @@ def _looks_whole(path: Path, picture: PIL.Image.Image) -> bool:
         return True
     if picture.format != "JPEG":
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - 256))
         return file.read().rstrip(b"\0\r\n\t ").endswith(_JPEG_END)
 

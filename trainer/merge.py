@@ -22,6 +22,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForImageTextToText
 
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import UserError
 from trainer.dataset import ChatDataset, load_dataset
@@ -112,7 +113,7 @@ def work(tool: Tool, request: Request) -> dict[str, Any]:
 
 def refuse_quantized(folder: Path) -> None:
     """Raises UserError if the weights in `folder` are quantized."""
-    config = json.loads((folder / "config.json").read_bytes())
+    config = json.loads(read_regular(folder / "config.json"))
     found = config.get("quantization_config")
     if found:
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"

@@ -22,6 +22,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.contract.jsonio import to_json
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.resolved import ModelSpec, ResolvedJob
 from orchestrator.errors import UserError
 from trainer.families import Family, family_of, lora_pattern
@@ -285,7 +286,7 @@ def _plan(base: Any, folder: Path) -> BasePlan | None:
     files = {CONFIG_NAME: base.config.to_json_string().encode()}
     generation = folder / GENERATION_CONFIG_NAME
     if generation.is_file():
-        files[generation.name] = generation.read_bytes()
+        files[generation.name] = read_regular(generation)
     return BasePlan(types={n: p.dtype for n, p in base.named_parameters()}, files=files)
 
 

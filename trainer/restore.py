@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 from orchestrator.contract.manifest import CheckpointManifest
+from orchestrator.contract.regular import read_regular
 from orchestrator.errors import ContractRefused
 from trainer import engine, rng
 from trainer.modeling import trainable_digest
@@ -45,7 +46,7 @@ class Found:
 def read_manifest(directory: str) -> CheckpointManifest:
     """The manifest of a checkpoint directory. Raises ContractRefused if there is none."""
     try:
-        data = (Path(directory) / layout.MANIFEST).read_bytes()
+        data = read_regular(Path(directory) / layout.MANIFEST)
         return from_json(CheckpointManifest, loads(data))
     except (OSError, MalformedJson) as fault:
         raise ContractRefused(f"the checkpoint's manifest cannot be read: {fault}") from None
@@ -135,7 +136,7 @@ def check_order(samples: Sequence[int], sampler: RankBatchSampler, step: int) ->
 def load_loss(directory: str, rank: int) -> LossState | None:
     """The loss accounting; None in a checkpoint that a plain Trainer wrote."""
     path = Path(directory) / loss_file(rank)
-    return LossState.from_json(loads(path.read_bytes())) if path.exists() else None
+    return LossState.from_json(loads(read_regular(path))) if path.exists() else None
 
 
 def load_weights_only(model: Any, directory: str) -> None:

@@ -14,6 +14,7 @@ from peft import get_peft_model_state_dict
 
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import Trigger
+from orchestrator.contract.regular import read_regular
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.protocol import Sink
 from trainer import engine, rng, tensorfile
@@ -209,7 +210,7 @@ class Saver:
                 config.save_pretrained(str(folder))
             finally:
                 config.inference_mode = before
-            self._config = (folder / CONFIG).read_bytes()
+            self._config = read_regular(folder / CONFIG)
         return self._config
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.contract import env as names
 from orchestrator.contract.jsonio import MalformedJson, from_json, loads
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import TrainSpec
 
 
@@ -17,7 +18,7 @@ def read_spec(where: str, environ: Mapping[str, str]) -> TrainSpec:
     Raises OSError or MalformedJson.
     """
     if where != "-":
-        return from_json(TrainSpec, loads(Path(where).read_bytes()))
+        return from_json(TrainSpec, loads(read_regular(where)))
     if names.SPEC not in environ:
         raise MalformedJson(f"{names.SPEC} is not set")
     return from_json(TrainSpec, loads(environ[names.SPEC].encode()))

@@ -23,6 +23,7 @@ from orchestrator.agent.start import leave_word
 from orchestrator.clock import Clock
 from orchestrator.contract import env as names
 from orchestrator.contract.codes import CRASH, ExitCode, normalize
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.contract.wire import Message
 
@@ -390,7 +391,7 @@ def _read_secrets(path: str | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        values = json.loads(Path(path).read_text())
+        values = json.loads(read_regular(path))
     except (OSError, ValueError):
         sys.stdout.write(f"[agent] the secrets of this run cannot be read from {path}\n")
         return {}

@@ -17,6 +17,7 @@ from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import MalformedJson, loads, pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import Commit
+from orchestrator.contract.regular import read_regular
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.domain.verdict import PREEMPTED, attempt_verdict
 from orchestrator.errors import CheckpointError, UserError
@@ -196,7 +197,7 @@ def replaced_counts(storage: Storage) -> dict[str, int]:
 def base_type(job: ResolvedJob) -> str | None:
     """`model_type` of a base model that lies in a folder of this machine."""
     try:
-        config = loads((Path(job.model.path) / "config.json").read_bytes())
+        config = loads(read_regular(Path(job.model.path) / "config.json"))
     except (OSError, MalformedJson):
         return None
     found = config.get("model_type") if isinstance(config, dict) else None

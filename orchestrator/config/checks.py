@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.config import check_training
 from orchestrator.config.faults import Fault, Path
-from orchestrator.config.reserved import is_reserved_env
+from orchestrator.config.reserved import is_reserved_env, is_start_hook
 from orchestrator.config.sensitive import CURE, known_secret, secret_name, secret_value
 
 if TYPE_CHECKING:
@@ -118,6 +118,14 @@ def _env(job: JobSpec) -> Iterator[Fault]:
             yield Fault(path, "is not a name of a variable", "use letters, digits and _")
         elif is_reserved_env(name):
             yield Fault(path, "is set by the agent or the scheduler", "remove it")
+        elif is_start_hook(name):
+            yield Fault(
+                path,
+                "would load code into every process that starts",
+                "name what runs by python: and code:; what its machine needs beside them, like "
+                "LD_LIBRARY_PATH, belongs into a script that python: names, or into the site's "
+                "template or image",
+            )
         elif name.startswith("AWS_ENDPOINT_URL"):
             yield Fault(
                 path,
@@ -141,6 +149,10 @@ def _secrets(job: JobSpec) -> Iterator[Fault]:
             )
         elif is_reserved_env(name):
             yield Fault(path, f"{name} is set by the agent or the scheduler", "remove it")
+        elif is_start_hook(name):
+            yield Fault(
+                path, f"{name} is no secret, but loads code into every process", "remove it"
+            )
         elif name in job.env:
             yield Fault(path, f"{name} is also given under env", "remove it there")
 

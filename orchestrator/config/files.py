@@ -16,6 +16,7 @@ from orchestrator.config.job import JobSpec
 from orchestrator.config.resolve import absolute, batch_plan, deepspeed_faults
 from orchestrator.config.yamlpos import MAX_BYTES, parse
 from orchestrator.contract.jsonio import canonical
+from orchestrator.contract.regular import open_regular
 from orchestrator.errors import JobFileError
 
 WHOLE_INDEX_BYTES = 64 * 1024 * 1024
@@ -30,7 +31,7 @@ def read_small(path: Path, shown: str, hint: str | None = None) -> bytes:
     Raises JobFileError naming the file as `shown`.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise JobFileError("no such file", file=shown, hint=hint) from None
@@ -152,7 +153,7 @@ def _train_index(job: JobSpec, file: Path) -> Iterator[Fault]:
 def _index(path: FieldPath, file: Path) -> tuple[int | None, tuple[Fault, ...]]:
     """Number of samples (None = not counted), and what is wrong with the file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(WHOLE_INDEX_BYTES + 1)
     except FileNotFoundError:
         return None, (Fault(path, f"{file} does not exist", _RELATIVE),)

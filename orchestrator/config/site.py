@@ -19,6 +19,7 @@ from orchestrator.config.site_kubernetes import KubernetesSite
 from orchestrator.config.site_slurm import SlurmSite
 from orchestrator.config.suggest import did_you_mean, listed
 from orchestrator.contract.env import SITE_FILE
+from orchestrator.contract.regular import read_regular
 from orchestrator.errors import UserError
 
 SYSTEM_FILE = Path("/etc/qvl-orchestrate/site.toml")
@@ -85,7 +86,7 @@ def load_site(path: Path | None = None) -> SiteConfig:
     if found is None:
         return SiteConfig()
     try:
-        raw = found.read_bytes()
+        raw = read_regular(found)
     except OSError as fault:
         raise UserError(f"{found}: cannot be read: {fault.strerror}") from None
     site = parse_site(raw, str(found))

@@ -13,7 +13,7 @@ from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.domain.choose import candidates
 from orchestrator.domain.resume import Facts, compare, notes, refusal
 from orchestrator.errors import CheckpointError, ContractRefused, StorageError
-from orchestrator.helper.copying import ADAPTER, NodeCopies
+from orchestrator.helper.copying import NodeCopies, check_adapter
 from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
@@ -199,8 +199,7 @@ class Chooser:
     def _weights(self, ref: str | None) -> StartPoint:
         """The newest adapter whose bytes are those committed, even if the rest is damaged."""
         if ref is not None and ref.startswith("/"):
-            if not (Path(ref) / ADAPTER).is_file():
-                raise CheckpointError(f"{ref}/{ADAPTER} is missing")
+            check_adapter(Path(ref))
             return StartPoint(kind="weights", directory=ref)
         if ref is not None and "://" in ref:
             self.copies.fetch_weights(ref, None)

@@ -124,6 +124,15 @@ class NodeCopies:
         return copies.private_folder(self._base, self.run_id, self._own, name)
 
 
+def check_adapter(folder: Path) -> None:
+    """Raise CheckpointError unless an adapter can be read from that folder."""
+    if not (folder / ADAPTER).is_file():
+        raise CheckpointError(f"{folder / ADAPTER} is missing, or no regular file")
+    for beside in _BESIDE:
+        if (folder / beside).exists() and not (folder / beside).is_file():
+            raise CheckpointError(f"{folder / beside} is no regular file")
+
+
 def _split(uri: str) -> tuple[Storage, str]:
     root, _, name = uri.rstrip("/").rpartition("/")
     return open_storage(root), name

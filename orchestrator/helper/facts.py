@@ -15,6 +15,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.dataset import media_of, read_index
 from orchestrator.contract.jsonio import MalformedJson, canonical, digest, loads, pretty, to_json
 from orchestrator.contract.manifest import CHECKPOINT_FORMAT
+from orchestrator.contract.regular import open_regular, read_regular
 from orchestrator.contract.resolved import DataSpec, ResolvedJob
 from orchestrator.domain.resume import flatten
 from orchestrator.errors import StorageError, UserError
@@ -112,7 +113,7 @@ def data_facts(data: DataSpec) -> dict[str, Any]:
         if index is None:
             continue
         try:
-            content = Path(index).read_bytes()
+            content = read_regular(index)
             records = read_index(content)
         except (OSError, ValueError) as fault:
             if _passes(fault):
@@ -167,5 +168,5 @@ def _files(root: Path) -> Iterator[Path]:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file's contents."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.contract.manifest import FileEntry
+from orchestrator.contract.regular import NotRegular, open_regular, read_regular
 from orchestrator.errors import StorageError, UserError
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.noreplace import rename_new
@@ -79,14 +80,14 @@ class PosixStorage:
 
     def get(self, path: str) -> bytes:
         with _translated(path), _nothing_there(path), _media_errors(path):
-            return self._at(path).read_bytes()
+            return read_regular(self._at(path))
 
     def read(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[memoryview]:
         with (
             _translated(path),
             _nothing_there(path),
             _media_errors(path),
-            self._at(path).open("rb", buffering=0) as file,
+            open_regular(self._at(path)) as file,
         ):
             buffer = bytearray(chunk_bytes)
             while count := file.readinto(buffer):
@@ -186,7 +187,7 @@ class PosixStorage:
         return tmp
 
     def _settle(self, target: Path, data: bytes) -> Created | Taken:
-        there = target.read_bytes()
+        there = read_regular(target)
         if there != data:
             return Taken(there)
         _fsync_dir(target.parent)
@@ -289,11 +290,13 @@ def _is_shared(root: Path) -> bool:
 
 @contextmanager
 def _nothing_there(path: str) -> Iterator[None]:
-    """A folder, or a path below a file, is no object."""
+    """A folder, a FIFO or a device, or a path below a file, is no object."""
     try:
         yield
     except (IsADirectoryError, NotADirectoryError) as fault:
         raise NotFound(f"{path}: not found") from fault
+    except NotRegular as fault:
+        raise NotFound(f"{path}: {fault.strerror}") from fault
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.contract.jsonio import Json, MalformedJson, digest, from_json, to_json
+from orchestrator.contract.regular import open_regular
 from orchestrator.errors import CheckpointError, UserError
 from orchestrator.resources import resource
 
@@ -256,7 +257,7 @@ def _names(node: Any) -> list[str | None]:
 
 def _source(name: str, path: Path) -> Source:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as fault:
         raise UserError(

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.contract import layout
+from orchestrator.contract import layout, regular
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, StorageError
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.storage import checkpoints
+from orchestrator.storage import posix as posix_module
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
@@ -391,14 +392,15 @@ def test_weights_elsewhere_must_be_there(run: Run, tmp_path: Path) -> None:
 
 
 def refuse_reads(patch: pytest.MonkeyPatch, *names: str) -> None:
-    real = Path.open
+    real = regular.open_regular
 
     def failing(path: Path, *args: Any, **more: Any) -> Any:
         if any(name in str(path) for name in names):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path, *args, **more)
 
-    patch.setattr(Path, "open", failing)
+    patch.setattr(regular, "open_regular", failing)
+    patch.setattr(posix_module, "open_regular", failing)
 
 
 @pytest.mark.parametrize("name", ["scheduler.pt", layout.MANIFEST])

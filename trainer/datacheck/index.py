@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from orchestrator.contract.regular import read_regular
 from trainer.datacheck.kinds import Finding
 
 Pairs: TypeAlias = list[tuple[str, Any]]
@@ -45,7 +46,7 @@ def read(file: Path) -> Index:
     """Read a JSON array or JSONL file; faults become findings, never exceptions."""
     index = Index(str(file))
     try:
-        data = file.read_bytes()
+        data = read_regular(file)
     except OSError as fault:
         index.add("unreadable-index", fault.strerror or str(fault))
         return index

@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from orchestrator.contract.regular import open_regular, read_regular
+
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of one weight in NF4 with double quantization: 4 bits, its share of two scales."""
 _LORA_BYTES = 4 + 4 + 8
@@ -55,7 +57,7 @@ class Estimate:
 
 def read_shapes(folder: Path) -> Shapes:
     """Shapes of the model in `folder`; raises OSError and ValueError for what is no model."""
-    config = json.loads((folder / "config.json").read_bytes())
+    config = json.loads(read_regular(folder / "config.json"))
     text = config.get("text_config") or config
     linear = other = 0
     for name, shape in _tensors(folder):
@@ -97,7 +99,7 @@ def estimate(
 
 def _tensors(folder: Path) -> Iterator[tuple[str, list[int]]]:
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header: Mapping[str, Any] = json.loads(stream.read(min(length, 1 << 28)))
         for name, tensor in header.items():

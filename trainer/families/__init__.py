@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from orchestrator.contract.regular import read_regular
 from orchestrator.errors import UserError
 from trainer.families.base import Family
 from trainer.families.qwen2_5_vl import QWEN2_5_VL
@@ -24,7 +25,7 @@ def family_of(model_path: str | Path) -> Family:
     """
     file = Path(model_path) / "config.json"
     try:
-        model_type = json.loads(file.read_bytes()).get("model_type")
+        model_type = json.loads(read_regular(file)).get("model_type")
     except (OSError, ValueError, AttributeError) as fault:
         raise UserError(
             f"{model_path} is not a model folder: {file.name}: {fault}",

@@ -204,3 +204,17 @@ def test_evaluation_with_data_is_allowed(folder: Folder) -> None:
     assert "there is no" not in folder.said(
         "data.eval=eval.json", "training.eval_strategy=epoch", "training.eval_steps=3"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "BASH_ENV", "ENV", "PYTHONSTARTUP"]
+)
+def test_variables_that_load_code_into_every_process_are_refused(folder: Folder, name: str) -> None:
+    said = folder.said(f"env.{name}=/tmp/x.so")
+    assert f"env.{name}: would load code into every process that starts" in said
+    said = folder.said(f"secrets=[{name}]")
+    assert f"{name} is no secret, but loads code into every process" in said
+
+
+def test_variables_that_say_where_things_are_looked_for_are_not(folder: Folder) -> None:
+    folder.resolve("env.PATH=/opt/cuda/bin:/usr/bin", "env.PYTHONPATH=/opt/mine")

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.contract import layout
+from orchestrator.contract import layout, regular
 from orchestrator.contract.jsonio import MalformedJson, digest, loads, pretty, to_json
 from orchestrator.contract.manifest import decode_manifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.errors import CheckpointError, NewerVersion, StorageError
 from orchestrator.storage import checkpoints
+from orchestrator.storage import posix as posix_module
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
@@ -170,7 +171,7 @@ def test_a_link_to_an_endless_file_ends(posix: PosixStorage, tmp_path: Path) -> 
     path = tmp_path / "run" / DIRECTORY / "latest"
     path.unlink()
     path.symlink_to("/dev/zero")
-    bad(posix, record, "latest has more than")
+    bad(posix, record, "latest is missing")
 
 
 def test_a_dangling_link(posix: PosixStorage, tmp_path: Path) -> None:
@@ -399,7 +400,7 @@ def test_a_storage_that_is_away_is_no_damage(
 
 
 def _fail_reads(patch: pytest.MonkeyPatch, name: str, number: int, times: int) -> None:
-    real, left = Path.open, [times]
+    real, left = regular.open_regular, [times]
 
     def failing(path: Path, *args: Any, **more: Any) -> Any:
         if path.name == name and left[0]:
@@ -407,4 +408,5 @@ def _fail_reads(patch: pytest.MonkeyPatch, name: str, number: int, times: int) -
             raise OSError(number, os.strerror(number))
         return real(path, *args, **more)
 
-    patch.setattr(Path, "open", failing)
+    patch.setattr(regular, "open_regular", failing)
+    patch.setattr(posix_module, "open_regular", failing)
