@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-families soak check lint types layers format wheel bench gpu-check clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-families soak soak-debian13 check lint types layers format wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ soak-k8s: setup ## the long Kubernetes tests (last result: docs/reliability.md)
 test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
 	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not k8s and not soak"
 
+test-debian12: setup ## saved, loaded and resumed by Debian 12's own Python, 3.11.2 (budget 240 s)
+	@tools/debian12_python.sh $(BUDGET) 240 $(PYTEST) tests/integration/training/test_other_python.py
+
 test-families: setup $(VENV)/torchvision ## every family, data checks, a learned task (budget 600 s)
 	@QVL_TORCHVISION=$(CURDIR)/$(VENV)/torchvision $(BUDGET) 600 $(PYTEST) tests -m families --timeout 1500
 
@@ -89,6 +92,9 @@ soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
 
 soak-slurm-24: setup ## the Slurm tests with Debian 13's Slurm, in a chroot (root, debootstrap)
 	@tools/newer_slurm.sh -m "slurm and not soak" -k "not accounting and not limits"
+
+soak-debian13: setup ## `make test` with Debian 13's Python 3.13, in a chroot (root, debootstrap)
+	@tools/debian13_python.sh test
 
 check: lint types layers wheel test ## what CI runs first (see .ci/run)
 

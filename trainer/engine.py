@@ -7,9 +7,13 @@ the way; loading unpickles nothing but an explicit list of types.
 
 from __future__ import annotations
 
+import copy
+import operator
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
@@ -27,7 +31,20 @@ from orchestrator.contract.regular import open_regular
 from orchestrator.storage.protocol import Sink
 from trainer.parts import FileWriter
 
-_ALLOWED = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+def _stage(owner: object, name: str) -> Any:
+    """In the place of `getattr`, by which Python 3.11.2 and its neighbours pickle enums."""
+    if owner is not ZeroStageEnum or name not in _STAGES:
+        raise pickle.UnpicklingError(f"getattr of {owner!r} and {name!r}")
+    return _STAGES[name]
+
+
+_STAGES: dict[str, Any] = dict(ZeroStageEnum.__members__)
+_ALLOWED: list[Any] = [
+    *(LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address),
+    (_stage, "builtins.getattr"),
+]
+"""See contract.pickles."""
 UNCHANGING = (ZeroStageEnum, fragment_address)
 """Types in a state dict whose values stay as they are."""
 _QUANT_STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
@@ -83,13 +100,33 @@ class StreamingEngine(CheckpointEngine):  # type: ignore[misc]
 
 
 def dump_tensors(value: object, sink: Sink) -> None:
-    """Write a file that torch.load reads.
+    """Write a file that torch.load reads, whatever Python either side runs on.
 
     Without torch's own CRC-32, which costs more than the disk and nobody compares: every file
     is hashed by whoever stores it.
     """
     torch.serialization.set_crc32_options(compute_crc32=False)
-    torch.save(value, cast(IO[bytes], sink))
+    torch.save(plain(value), cast(IO[bytes], sink))
+
+
+def plain(value: Any) -> Any:
+    """The same with the plain numbers of its enums: how those are pickled differs by Python.
+
+    Whatever holds none is given back itself, and stays shared where it was.
+    """
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        changed = {k: new for k, old in value.items() if (new := plain(old)) is not old}
+        if not changed:
+            return value
+        same = copy.copy(value)
+        same.update(changed)
+        return same
+    if type(value) in (list, tuple):
+        items = [plain(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    return value
 
 
 def install(engine: Any) -> StreamingEngine:

@@ -6,6 +6,8 @@ manifest recorded when it was saved. Every difference is a ContractRefused that 
 
 from __future__ import annotations
 
+import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +80,7 @@ def load_engine(
     schedule_may_differ: the user allowed a change that may bend the learning rate's curve
     """
     rates = list(trainer.lr_scheduler.base_lrs)
-    with only_named(directory, manifest) as named:
+    with only_named(directory, manifest) as named, _readable("the checkpoint"):
         names = engine.load(trainer.deepspeed, named)
         trainer._load_optimizer_and_scheduler(named)
         trainer._load_scaler(named)
@@ -106,13 +108,27 @@ def load_rng(directory: str, manifest: CheckpointManifest, rank: int, world_size
     """Restore this rank's random states; their digest. Raises ContractRefused."""
     path = Path(directory) / rng.file_name(rank, world_size)
     try:
-        with safe_globals():
+        with safe_globals(), _readable(path.name):
             rng.restore(torch.load(path, weights_only=True))
     except (OSError, RuntimeError, KeyError) as fault:
         raise ContractRefused(f"random states of rank {rank}: {fault}") from None
     found = rng.digest(rng.capture(distributed=world_size > 1))
     _same(f"random states of rank {rank}", found, manifest.rng_digests[rank])
     return found
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """A type that no load creates is said in one line, and is no reason to try again."""
+    try:
+        yield
+    except pickle.UnpicklingError as fault:
+        named = re.search(r"GLOBAL (\S+)", str(fault))
+        words = f"the type {named[1]}" if named else "what is no pickle of plain types"
+        raise ContractRefused(
+            f"{what} holds {words}, which is never loaded",
+            hint="resume from an older checkpoint with `resume RUN --from`",
+        ) from fault
 
 
 def check_order(samples: Sequence[int], sampler: RankBatchSampler, step: int) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.contract import layout
+from orchestrator.contract import layout, pickles
 from orchestrator.contract.jsonio import MalformedJson, NewerSchema, to_json
 from orchestrator.contract.manifest import (
     CheckpointManifest,
@@ -33,7 +33,7 @@ class Unreadable(CheckpointError):
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A checkpoint whose every byte was read and found right."""
+    """A checkpoint whose every byte was read and found right, and that a load accepts."""
 
     record: LogRecord
     commit: Commit
@@ -180,8 +180,10 @@ def _verify_file(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
 
 def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Path | None) -> None:
     name = f"{directory}/{entry.path}"
-    content = ContentHash()
+    content, head = ContentHash(), bytearray()
     chunks = _hashed_up_to(storage.read(name), entry.size_bytes, content)
+    if pickles.is_tensor_file(entry.path):
+        chunks = _keeping(chunks, head, pickles.HEAD_BYTES)
     try:
         if copy_to is None:
             for _ in chunks:
@@ -197,6 +199,8 @@ def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
         raise CheckpointError(f"{name} has {found.size_bytes} bytes instead of {entry.size_bytes}")
     if found.hash != entry.hash:
         raise CheckpointError(f"{name} does not match its hash")
+    if refused := pickles.refused(entry.path, bytes(head)):
+        raise CheckpointError(f"{name} holds what no load accepts: {', '.join(refused)}")
 
 
 def _unreadable(name: str, fault: Damaged) -> Unreadable:
@@ -212,6 +216,15 @@ def _hashed_up_to(
         yield chunk
         if content.size_bytes > size_bytes:
             return
+
+
+def _keeping(
+    chunks: Iterable[memoryview], head: bytearray, size_bytes: int
+) -> Iterator[memoryview]:
+    """The same; the first `size_bytes` are kept in `head`."""
+    for chunk in chunks:
+        head += chunk[: max(0, size_bytes - len(head))]
+        yield chunk
 
 
 def commit(
