@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,17 +24,21 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from torch import _weights_only_unpickler as unpickler
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from orchestrator.contract.regular import open_regular
 from orchestrator.storage.protocol import Sink
 from trainer.parts import FileWriter
 
+Refused: type[Exception] = unpickler.UnpicklingError  # type: ignore[attr-defined]
+"""What a load raises that meets a type which is not on the list."""
+
 
 def _stage(owner: object, name: str) -> Any:
     """In the place of `getattr`, by which Python 3.11.2 and its neighbours pickle enums."""
     if owner is not ZeroStageEnum or name not in _STAGES:
-        raise pickle.UnpicklingError(f"getattr of {owner!r} and {name!r}")
+        raise Refused(f"getattr of {owner!r} and {name!r}")
     return _STAGES[name]
 
 

@@ -6,7 +6,6 @@ manifest recorded when it was saved. Every difference is a ContractRefused that 
 
 from __future__ import annotations
 
-import pickle
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -122,12 +121,12 @@ def _readable(what: str) -> Iterator[None]:
     """A type that no load creates is said in one line, and is no reason to try again."""
     try:
         yield
-    except pickle.UnpicklingError as fault:
+    except engine.Refused as fault:
         named = re.search(r"GLOBAL (\S+)", str(fault))
         words = f"the type {named[1]}" if named else "what is no pickle of plain types"
         raise ContractRefused(
             f"{what} holds {words}, which is never loaded",
-            hint="resume from an older checkpoint with `resume RUN --from`",
+            hint="resume from an older checkpoint: qvl-orchestrate resume RUN --from REF",
         ) from fault
 
 

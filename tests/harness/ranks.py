@@ -251,20 +251,8 @@ class Run:
                 env.SCRATCH: str(scratch),
                 **extra,
             }
-            log = (self.folder / f"log-{number}-{rank}.txt").open("wb")
-            attempt.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", self.module],
-                    env=variables,
-                    cwd=ROOT,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED),
-                )
-            )
-            log.close()
+            log = self.folder / f"log-{number}-{rank}.txt"
+            attempt.processes.append(self.popen(variables, log, theirs.fileno()))
             theirs.close()
             attempt.links.append(ours)
             reader = threading.Thread(target=attempt._read, args=(rank,), daemon=True)
@@ -272,3 +260,17 @@ class Run:
         for reader in attempt.readers:
             reader.start()
         return attempt
+
+    def popen(self, variables: dict[str, str], log: Path, keep: int) -> subprocess.Popen[bytes]:
+        """Start one rank, which inherits the descriptor `keep`."""
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                env=variables,
+                cwd=ROOT,
+                pass_fds=[keep],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED),
+            )
