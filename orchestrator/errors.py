@@ -13,6 +13,7 @@
     │   └── LogDamaged       73  a record of the run's log cannot be read
     ├── ContractRefused      78  the resume contract does not hold (job exit code)
     ├── NotOwner             79  this attempt has been replaced
+    ├── PeersMissing          1  other nodes of the job did not come (job exit code)
     └── InternalError         1  a fault of ours
 
 Exit codes up to 78 are those of the command line (sysexits where one fits);
@@ -122,6 +123,10 @@ class NotOwner(QvlError):
     """A higher attempt has fenced this one, or its slot is taken: change nothing, leave."""
 
     exit_code = 79
+
+
+class PeersMissing(QvlError):
+    """Not every node of a job got as far as its agent, so that no attempt was claimed."""
 
 
 class InternalError(QvlError):

@@ -3,6 +3,7 @@
 job.yaml  resolved.json  tombstone  done.json  summary.json
 submissions/<m>.json         what was submitted, numbered from 1
 submissions/<m>-id.json      the backend's id of it
+arrivals/<m>-<r>/<token>.json  an agent of restart r of submission m, before its attempt
 log/<seq>.json               the one authority: fence, commit, retire, bad, done
 lease/<seq>.json             the controller's lease
 attempts/<n>.json            the claim of attempt n
@@ -34,6 +35,7 @@ SUBMISSIONS = "submissions/"
 LOG = "log/"
 LEASE = "lease/"
 ATTEMPTS = "attempts/"
+ARRIVALS = "arrivals/"
 EVENTS = "events/"
 MODULES = "modules.json"
 REPLACED = "data/replaced/"
@@ -51,6 +53,16 @@ def submission(number: int) -> str:
 def submission_id(number: int) -> str:
     """The backend's id of a submission, created once the backend has answered."""
     return f"submissions/{number:06d}-id.json"
+
+
+def arrivals(number: int, restart_count: int) -> str:
+    """Folder of the agents that came with one start of a submission."""
+    return f"{ARRIVALS}{number:06d}-{restart_count}/"
+
+
+def arrival(number: int, restart_count: int, token: str) -> str:
+    """One agent's arrival: that it is there, or what kept it from claiming anything."""
+    return f"{arrivals(number, restart_count)}{token}.json"
 
 
 def log_record(seq: int) -> str:

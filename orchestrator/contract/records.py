@@ -66,6 +66,27 @@ class SubmissionId:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivalRecord:
+    """`arrivals/<m>-<r>/<token>.json`: an agent that waits for the other nodes of its job, or
+    its last words where it claimed nothing. Written by that agent alone, again and again.
+    """
+
+    token: str
+    backend_id: str
+    slot: int | None
+    """The node's number, where its scheduler gives one."""
+    host: str
+    beat: int = 0
+    """Counts up while the agent waits: an arrival that stands still belongs to a dead one."""
+    reason: str = ""
+    """Empty while it waits; else a short word for why it left."""
+    words: str = ""
+    """The same for a person."""
+    time: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRecord:
     """`attempts/<n>.json`: attempt n belongs to this start of this backend job."""
 

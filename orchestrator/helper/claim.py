@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from orchestrator.domain.batch import RESET, PlanInForce, plan_in_force
 from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
 from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
+from orchestrator.helper.gather import Gathering
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.protocol import Storage
@@ -50,6 +51,7 @@ class Claimer:
         spec: TrainSpec,
         identity: Identity,
         token: str,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._storage = storage
         self._log = log
@@ -57,14 +59,24 @@ class Claimer:
         self._spec = spec
         self._identity = identity
         self._token = token
+        self._gathering = Gathering(storage, clock, spec, identity, token, interrupted)
 
     def claim(self, job: ResolvedJob) -> Claimed:
-        """Claim or join the attempt, fence it, take a slot. Raises NotOwner if stale."""
+        """Claim or join the attempt, once all its nodes are there; fence it, take a slot.
+
+        Raises NotOwner if stale, PeersMissing and NoticeMet while it waits for the others.
+        """
         record = self._claim_attempt(job)
         self._fence(record)
         if self._log.read().is_done():
             raise NotOwner("the run was finished while this attempt was claimed")
-        return Claimed(record, self._take_slot(record.attempt))
+        slot = self._take_slot(record.attempt)
+        self._gathering.leave()
+        return Claimed(record, slot)
+
+    def last_words(self, reason: str, words: str) -> None:
+        """Why nothing was claimed, for whoever looks at the run."""
+        self._gathering.last_words(reason, words)
 
     def rejoin(self) -> Claimed:
         """What this agent holds already, for a restarted helper: cancelled or done since, it is
@@ -93,6 +105,8 @@ class Claimer:
                 raise NotOwner(outcome.reason)
             if isinstance(outcome, MayJoin):
                 return outcome.claim
+            if self._spec.nodes > 1 and not self._gathering.complete(outcome.attempt):
+                continue
             plan = self._plan(job, view, claims, submissions)
             record = self._new_claim(outcome, plan)
             if attempts.create_claim(self._storage, record) is None:

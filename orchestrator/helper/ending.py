@@ -9,6 +9,7 @@ from orchestrator.errors import (
     CheckpointError,
     ContractRefused,
     NotOwner,
+    PeersMissing,
     QvlError,
     StorageError,
     UserError,
@@ -57,4 +58,4 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.REFUSED, "checkpoint"
     if isinstance(fault, UserError):
         return ExitCode.REFUSED, "user"
-    return CRASH, "storage"
+    return CRASH, "peers" if isinstance(fault, PeersMissing) else "storage"

@@ -34,6 +34,7 @@ from orchestrator.helper.choose import Chooser
 from orchestrator.helper.claim import Claimed, Claimer
 from orchestrator.helper.continuity import Lookup
 from orchestrator.helper.copying import NodeCopies
+from orchestrator.helper.gather import NoticeMet
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
@@ -64,7 +65,10 @@ class Session:
         self._spec = spec
         self._link = link
         self._log = RunLog(storage, clock)
-        self._claimer = Claimer(storage, self._log, clock, spec, identity, token)
+        self._told_to_stop = threading.Event()
+        self._claimer = Claimer(
+            storage, self._log, clock, spec, identity, token, self._told_to_stop.is_set
+        )
         self._inbox: queue.Queue[Message | None] = queue.Queue()
         self._claimed: Claimed | None = None
         self._journal: Journal | None = None
@@ -89,10 +93,18 @@ class Session:
             else:
                 self._startup.skip()
                 self._event("warning", {"message": "the storage helper was restarted"})
+        except NoticeMet:
+            self._wait_for_outcome()
+            return 0
         except QvlError as fault:
             return self._refuse(fault)
         self._serve()
         return 0
+
+    def _wait_for_outcome(self) -> None:
+        """Nothing was claimed, so that there is nothing to settle; the agent ends by itself."""
+        while (message := self._inbox.get()) is not None and message["t"] != "outcome":
+            pass
 
     # --- start
 
@@ -227,6 +239,8 @@ class Session:
             self._event("error", {"message": str(fault), "reason": reason})
             self._store_verdict({"code": code, "reason": reason, "message": str(fault)})
             self._close()
+        elif not isinstance(fault, NotOwner):
+            self._claimer.last_words(reason, fault.message)
         said = {"code": code, "reason": reason, "message": str(fault), "verdict": int(word)}
         self._send("refused", said)
         return 0
@@ -444,7 +458,10 @@ class Session:
             except OSError:
                 data = b""
             if not data:
+                self._told_to_stop.set()
                 self._inbox.put(None)
                 return
             for message in buffer.feed(data):
+                if message["t"] in ("notice", "outcome"):
+                    self._told_to_stop.set()
                 self._inbox.put(message)

@@ -15,6 +15,7 @@ from orchestrator.contract.jsonio import (
     to_json,
 )
 from orchestrator.contract.records import (
+    ArrivalRecord,
     ClaimRecord,
     SalvageRecord,
     SlotRecord,
@@ -82,6 +83,19 @@ def read_backend_id(storage: Storage, number: int) -> str | None:
         return _decode(SubmissionId, storage.get(path), path).backend_id
     except NotFound:
         return None
+
+
+def put_arrival(storage: Storage, number: int, restart_count: int, record: ArrivalRecord) -> None:
+    """Say that an agent is there, or why it left."""
+    path = layout.arrival(number, restart_count, record.token)
+    storage.put(path, canonical(to_json(record)))
+
+
+def read_arrivals(storage: Storage, number: int, restart_count: int) -> list[ArrivalRecord]:
+    """The agents that came with one start of a submission, and what they say."""
+    return _read_all(
+        storage, ArrivalRecord, layout.arrivals(number, restart_count), r"/[^/]+\.json$"
+    )
 
 
 def create_claim(storage: Storage, record: ClaimRecord) -> ClaimRecord | None:

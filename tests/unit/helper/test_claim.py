@@ -13,11 +13,19 @@ import pytest
 from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import to_json
-from orchestrator.contract.records import Done
+from orchestrator.contract.records import ArrivalRecord, Done
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, QvlError, StorageError
+from orchestrator.errors import (
+    CheckpointError,
+    LogDamaged,
+    NotOwner,
+    PeersMissing,
+    QvlError,
+    StorageError,
+)
 from orchestrator.helper import claim
 from orchestrator.helper.claim import Claimed, free_port
+from orchestrator.helper.gather import NoticeMet
 from orchestrator.storage import attempts
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
@@ -245,7 +253,7 @@ def test_who_joins_waits_for_the_fence_and_not_for_ever(site: Site) -> None:
     site.claimer(token="dead")._claim_attempt(JOB)
     before = site.clock.monotonic()
     text = "attempt 1 was claimed but never fenced"
-    changes_nothing(site, StorageError, text, slot=1, nodes=2, token="joins")
+    changes_nothing(site, StorageError, text, slot=1, nodes=2, token="joins", alone=True)
     assert 5.0 <= site.clock.monotonic() - before < 6.0
 
 
@@ -345,3 +353,85 @@ def test_a_node_without_a_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(claim, "PORT_TRIES", 1)
         with pytest.raises(StorageError, match="no free port"):
             free_port()
+
+
+# --- before the claim: are all nodes there?
+
+
+def test_a_node_alone_claims_nothing_and_names_who_is_missing(site: Site) -> None:
+    site.submit(1)
+    before = site.clock.monotonic()
+    with pytest.raises(PeersMissing, match="1 of 2 nodes did not come within 75 s: node 1"):
+        site.start(nodes=2, alone=True)
+    assert 75.0 <= site.clock.monotonic() - before < 80.0
+    assert (attempts.read_claims(site.storage), site.log.read().records) == ([], ())
+
+
+def test_an_arrival_that_stands_still_is_a_dead_agent_s(site: Site) -> None:
+    """A pod that died before its replacement came: two have come, one is there."""
+    site.submit(1)
+    site.arrive(ArrivalRecord(token="dead", backend_id="a", slot=None, host="h"))
+    with pytest.raises(PeersMissing, match="1 of 2 nodes did not come"):
+        site.start(slot=None, nodes=2, alone=True)
+    assert attempts.read_claims(site.storage) == []
+
+
+def test_arrivals_of_another_job_of_the_same_submission_do_not_count(site: Site) -> None:
+    """Living or with last words: they belong to a job that was taken back."""
+    site.submit(1)
+    other = ArrivalRecord(token="other", backend_id="b", slot=None, host="h", reason="x")
+    site.arrive(other)
+    with pytest.raises(PeersMissing, match="did not come"):
+        site.start(slot=None, nodes=2, alone=True)
+
+
+def test_a_peer_that_has_given_up_is_not_waited_for(site: Site) -> None:
+    site.submit(1)
+    left = ArrivalRecord(
+        token="t", backend_id="a", slot=1, host="h1", reason="storage", words="no space"
+    )
+    site.arrive(left)
+    before = site.clock.monotonic()
+    with pytest.raises(PeersMissing, match=r"node 1 \(h1\) has left: no space"):
+        site.start(nodes=2, alone=True)
+    assert site.clock.monotonic() == before
+
+
+def test_a_notice_ends_the_wait_and_leaves_nothing(site: Site) -> None:
+    site.submit(1)
+    before = fakes.snapshot(site.storage)
+    with pytest.raises(NoticeMet):
+        site.start(nodes=2, alone=True, interrupted=lambda: True)
+    assert fakes.snapshot(site.storage) == before
+
+
+def test_a_claim_leaves_no_arrival(site: Site) -> None:
+    site.submit(1)
+    site.start(nodes=2)
+    assert layout.arrival(1, 0, "a-0-0") not in fakes.snapshot(site.storage)
+
+
+@pytest.mark.parametrize("what", ["cancel", "submission"])
+def test_who_waits_hears_that_its_start_is_not_wanted_any_more(site: Site, what: str) -> None:
+    site.submit(1)
+
+    def news() -> bool:
+        if what == "cancel":
+            site.storage.create(layout.TOMBSTONE, b"{}")
+        elif len(attempts.read_submissions(site.storage)) == 1:
+            site.submit(2)
+        return False
+
+    before = site.clock.monotonic()
+    with pytest.raises(NotOwner):
+        site.start(nodes=2, alone=True, interrupted=news)
+    assert site.clock.monotonic() - before <= 6.0
+
+
+def test_one_node_asks_for_nobody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request more than before there were arrivals."""
+    site.submit(1)
+    monkeypatch.setattr(attempts, "put_arrival", None)
+    monkeypatch.setattr(attempts, "read_arrivals", None)
+    monkeypatch.setattr(site.storage, "delete", None)
+    assert site.start().claim.attempt == 1
