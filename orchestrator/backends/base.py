@@ -67,6 +67,13 @@ class Observation:
     """For `unknown`: the backend answers, but does not know the job any more."""
     stuck: str = ""
     """For a job that waits for what will not come: a word for it; the reason is `detail`."""
+    no_room: bool = False
+    """The job has held a part of what it needs for long enough, and there is no room for the
+    rest: it is worth giving back (see `RemembersRuns.give_back`)."""
+    given_back: int = 0
+    """For `absent`: how often this job was given back, the last time at `since`."""
+    since: float | None = None
+    """Seconds since the epoch."""
 
 
 class Backend(Protocol):
@@ -106,6 +113,11 @@ class RemembersRuns(Protocol):
 
     def withdraw(self, backend_id: str, why: str) -> None:
         """Take back a job that is stuck; it then counts as `unstartable`, not as cancelled."""
+
+    def give_back(self, backend_id: str, why: str) -> None:
+        """Take back a job for which there is no room now; it is `absent` until it is submitted
+        again, under the same key.
+        """
 
     def forget_secrets(self, run_id: str, backend_id: str) -> None:
         """Remove the run's secret values."""

@@ -10,12 +10,14 @@ from orchestrator.backends.base import Observation
 from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.records import ClaimRecord, SubmissionRecord
+from orchestrator.contract.records import ArrivalRecord, ClaimRecord, SubmissionRecord
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
 from orchestrator.domain.facts import BackendPhase, Policy, RunFacts
-from orchestrator.errors import Unreachable
+from orchestrator.errors import CheckpointError, Unreachable
 from orchestrator.helper import evidence
+from orchestrator.helper.ending import PEERS
+from orchestrator.helper.gather import last_words
 from orchestrator.helper.history import read_summary
 from orchestrator.storage import attempts
 from orchestrator.storage.runlog import LogView, RunLog
@@ -55,6 +57,9 @@ def observe(run: Run) -> Seen:
         and evidence.was_cancelled(run.storage, claims)
     ):
         ending = "cancelled"
+    failed, taken = evidence.unclaimed(submissions, claims, ending)
+    came = _arrivals(run, newest, claims, seen)
+    words = last_words(came) if phase == "gone" else None
     facts = RunFacts(
         attempts=evidence.attempt_facts(
             run.storage,
@@ -66,12 +71,18 @@ def observe(run: Run) -> Seen:
             restarts=seen.restarts,
         ),
         newest_submission=newest.number if newest else 0,
-        unclaimed=evidence.unclaimed(submissions, claims),
+        unclaimed=failed,
+        taken_unclaimed=taken,
+        last_words=words.words if words else "",
+        peers_missing=words is not None and words.reason == PEERS,
+        no_room=seen.no_room,
+        given_back=seen.given_back,
+        backend_since=seen.since,
         submitted_at=parse_iso(newest.time) if newest and newest.time else None,
         backend=phase,
         ending=ending,
         stuck=seen.stuck,
-        detail=seen.detail,
+        detail=seen.detail or _waits_for(newest, came, phase),
         requeues_itself=run.backend.capabilities.requeues_itself,
         done=view.is_done(),
         tombstone=attempts.has_tombstone(run.storage),
@@ -99,6 +110,33 @@ def backend_phase(run: Run, backend_id: str | None) -> BackendPhase:
     return observation(run, backend_id).phase
 
 
+def _arrivals(
+    run: Run, newest: SubmissionRecord | None, claims: Sequence[ClaimRecord], seen: Observation
+) -> list[ArrivalRecord]:
+    """The agents of the newest start, as long as they have claimed nothing."""
+    started = newest is not None and seen.phase in ("running", "gone")
+    if newest is None or not started or any(c.submission == newest.number for c in claims):
+        return []
+    try:
+        return attempts.read_arrivals(run.storage, newest.number, seen.restarts)
+    except CheckpointError:
+        return []
+
+
+def _waits_for(
+    newest: SubmissionRecord | None, came: Sequence[ArrivalRecord], phase: BackendPhase
+) -> str:
+    """Words for the nodes that have not come yet, where an agent has."""
+    nodes = newest.spec.nodes if newest is not None else 1
+    here = {a.token if a.slot is None else str(a.slot) for a in came if not a.reason}
+    if phase != "running" or not here or len(here) >= nodes:
+        return ""
+    words = f"waits for {nodes - len(here)} of {nodes} nodes"
+    if any(a.slot is None for a in came):
+        return words
+    return f"{words}: node {', '.join(str(k) for k in range(nodes) if str(k) not in here)}"
+
+
 def _settled_phase(
     run: Run,
     seen: Observation,
@@ -116,6 +154,10 @@ def _settled_phase(
         for c in claims
         if newest is not None and c.submission == newest.number
     ):
+        return "gone"
+    claimed = newest is not None and any(c.submission == newest.number for c in claims)
+    if seen.given_back and claimed:
+        # It found room, and was started, while it was being taken back.
         return "gone"
     if seen.phase != "unknown" or not seen.forgotten or newest is None:
         return seen.phase

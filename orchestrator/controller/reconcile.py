@@ -20,6 +20,7 @@ from orchestrator.domain.decide import (
     Decision,
     Fail,
     Finish,
+    GiveBack,
     Hold,
     Requeue,
     Stop,
@@ -55,6 +56,10 @@ def reconcile(run: Run) -> Step:
         full = _submit_if_taken(run, seen, decision)
         seen = observe(run)
         decision = decide(seen.facts)
+    elif isinstance(decision, GiveBack) and seen.backend_id is not None:
+        _give_back(run, seen.backend_id, decision)
+        seen = observe(run)
+        decision = decide(seen.facts)
     elif isinstance(decision, Stop) and seen.backend_id is not None:
         run.backend.cancel(seen.backend_id)
     elif isinstance(decision, Hold) and seen.facts.stuck and seen.backend_id is not None:
@@ -72,6 +77,13 @@ def _withdraw(run: Run, backend_id: str, decision: Hold) -> None:
     """Free what a job holds that waits in vain."""
     if isinstance(run.backend, RemembersRuns):
         run.backend.withdraw(backend_id, decision.message)
+
+
+def _give_back(run: Run, backend_id: str, decision: GiveBack) -> None:
+    """Free what a job holds in vain, until there may be room for all of it."""
+    if isinstance(run.backend, RemembersRuns):
+        run.backend.give_back(backend_id, decision.reason)
+        run.event("given_back", {"reason": decision.reason})
 
 
 def still_running(run: Run, backend_id: str) -> bool:

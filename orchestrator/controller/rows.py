@@ -135,8 +135,11 @@ def _message(decision: Decision, seen: Seen) -> str | None:
     """Why it stopped, or what a job that waits is waiting for."""
     if isinstance(decision, Hold | Fail):
         return decision.message
-    waits = isinstance(decision, Wait) and seen.facts.backend == "pending"
-    return seen.facts.detail or None if waits else None
+    facts = seen.facts
+    if isinstance(decision, Requeue) and not facts.claimed:
+        return facts.last_words or facts.detail or None
+    started = facts.backend != "pending" and facts.claimed
+    return None if started or not isinstance(decision, Wait) else facts.detail or None
 
 
 def _next(run: Run, decision: Decision) -> str | None:

@@ -4,6 +4,9 @@ done                                   -> Finish
 cancelled, the job still there         -> Stop
 cancelled, the job gone                -> Cancel
 the job waits for what will not come   -> Hold (and the controller takes it back)
+the job holds a part of what it needs,
+    and there is no room for the rest  -> GiveBack, unless an attempt was claimed
+the job taken back for want of room    -> Requeue after a back-off, without limit
 the job pending, running or unknown    -> Wait
 the job gone, cancelled by other hands -> Cancel (`scancel` is as good as ours)
 the job gone, taken back by us         -> Hold
@@ -18,23 +21,28 @@ the job gone, last attempt ended with
     78 otherwise                       -> Fail
     a crash, killed for memory         -> Requeue after a back-off; the same error three times
                                           in a row: Hold; other failures past the budget: Fail
-the job gone before its agent started,
+the job gone before its agent claimed,
     refused (78)                       -> Hold
+    taken away by the scheduler        -> Requeue after a back-off, without limit
+    not all of its nodes came          -> Requeue after a back-off (three in a row: Hold)
+    otherwise                          -> Requeue after a back-off (ten in a row: Hold)
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.contract.codes import ExitCode
-from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
+from orchestrator.domain.facts import NO_FAULT, AttemptFacts, Policy, RunFacts
 from orchestrator.domain.resume import ONLY_THERE
 from orchestrator.domain.signature import signature
 from orchestrator.domain.verdict import Verdict
 
 FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
 HOLDING_REASONS = ("contract", "checkpoint")
+ROOM_CAP_S = 300.0
+"""Longest back-off of a job that waits for room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,13 @@ class Finish:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Cancelled by a tombstone while the job is still there: cancel the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Take the job back and free what it holds; later the same submission is handed over again."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class Fail:
     message: str
 
 
-Decision = Wait | Finish | Stop | Cancel | Requeue | Hold | Fail
+Decision = Wait | Finish | Stop | GiveBack | Cancel | Requeue | Hold | Fail
 
 
 def decide(facts: RunFacts) -> Decision:
@@ -96,8 +111,13 @@ def decide(facts: RunFacts) -> Decision:
         return Stop() if here else Cancel()
     if here and facts.stuck:
         return Hold(facts.stuck, facts.detail)
+    if here and facts.no_room and not facts.claimed:
+        return GiveBack(facts.detail)
     if here:
         return Wait(facts.detail or f"the job is {facts.backend}")
+    if facts.backend == "absent" and facts.given_back:
+        since = facts.backend_since or 0.0
+        return Requeue("no room", since + room_backoff_s(facts.policy, facts.given_back))
     if facts.backend == "absent":
         return Requeue("never submitted")
     if facts.ending == "cancelled":
@@ -137,18 +157,22 @@ def _ended_unclaimed(facts: RunFacts) -> Decision:
     """The newest submission ended before its agent wrote anything: killed while starting."""
     if facts.ending == "refused":
         return Hold("refused", facts.detail or "refused before its agent started (78)")
+    since = facts.submitted_at or 0.0
+    if facts.ending in NO_FAULT:
+        pause = room_backoff_s(facts.policy, facts.taken_unclaimed)
+        return Requeue(f"taken away ({facts.ending})", since + pause)
     limit = facts.policy.max_attempts_without_commit
-    if facts.ending == "start-error":
+    if facts.ending == "start-error" or facts.peers_missing:
         limit = facts.policy.max_failures_without_progress
     if facts.unclaimed >= limit:
+        said = "; ".join(w for w in (facts.last_words, facts.detail) if w)
         return Hold(
             "never-starts",
             f"{facts.unclaimed} submissions in a row ended before their agent claimed an attempt; "
-            + (facts.detail or "see the job's own output"),
+            + (said or "see the job's own output"),
         )
-    return _held_without_commit(facts) or Requeue(
-        "ended before it started", (facts.submitted_at or 0.0) + facts.policy.backoff_base_s
-    )
+    why = "not all nodes came" if facts.peers_missing else "ended before it started"
+    return _held_without_commit(facts) or Requeue(why, since + facts.policy.backoff_base_s)
 
 
 def _after_preemption(facts: RunFacts, verdict: Verdict) -> Decision:
@@ -252,6 +276,11 @@ def _is_failure(attempt: AttemptFacts) -> bool:
     if verdict is None or verdict.code in FREE or attempt.lost or attempt.ending == "timeout":
         return False
     return not (verdict.code == ExitCode.OUT_OF_MEMORY and attempt.oom_can_shrink)
+
+
+def room_backoff_s(policy: Policy, times: int) -> float:
+    """Seconds to wait for room after a job was taken back so often in a row."""
+    return backoff_s(replace(policy, backoff_cap_s=ROOM_CAP_S), times)
 
 
 def backoff_s(policy: Policy, failures: int) -> float:

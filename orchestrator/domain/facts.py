@@ -12,6 +12,10 @@ BackendPhase = Literal["pending", "running", "gone", "unknown", "absent"]
 """pending: accepted, not started; gone: it ran or was removed; absent: never submitted."""
 
 
+NO_FAULT: tuple[Ending, ...] = ("preempted",)
+"""Endings of a job, before its agent claimed anything, that say that others needed its room."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFacts:
     """One attempt; `verdict` is None while it may live."""
@@ -61,10 +65,21 @@ class RunFacts:
     newest_submission: int = 0
     submitted_at: float | None = None
     unclaimed: int = 0
-    """Newest submissions in a row, since a person last said `resume`, that no agent claimed."""
+    """Newest submissions in a row, since a person last said `resume`, that no agent claimed;
+    those that the scheduler took away are not counted."""
+    taken_unclaimed: int = 0
+    """Those that the scheduler took away before an agent claimed anything."""
+    last_words: str = ""
+    """Why the agents of the newest submission, which claimed nothing, left."""
+    peers_missing: bool = False
+    """They left because some of them never came."""
+    no_room: bool = False
+    """The job holds a part of what it needs, and its scheduler has no room for the rest."""
+    given_back: int = 0
+    """For `absent`: how often the newest submission's job was taken back for want of room."""
     backend: BackendPhase = "absent"
     backend_since: float | None = None
-    """For `unknown`: since when the backend cannot be asked."""
+    """For `absent`: since when, where the backend says."""
     ending: Ending = ""
     """For `gone`: how the backend says that the newest submission's job ended."""
     stuck: str = ""
@@ -84,6 +99,11 @@ class RunFacts:
     @property
     def last(self) -> AttemptFacts | None:
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether an agent has claimed an attempt for the newest submission."""
+        return self.last is not None and self.last.submission >= self.newest_submission
 
     @property
     def preemptions(self) -> int:

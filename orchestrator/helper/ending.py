@@ -20,6 +20,8 @@ from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
 
 POLL_S = 0.2
+PEERS = "peers"
+"""Reason of an agent that left because others of its job did not come."""
 
 
 def await_others(storage: Storage, clock: Clock, attempt: int, seconds: float) -> None:
@@ -58,4 +60,4 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.REFUSED, "checkpoint"
     if isinstance(fault, UserError):
         return ExitCode.REFUSED, "user"
-    return CRASH, "peers" if isinstance(fault, PeersMissing) else "storage"
+    return CRASH, PEERS if isinstance(fault, PeersMissing) else "storage"

@@ -16,7 +16,7 @@ from orchestrator.contract.records import (
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.domain.batch import at_floor
 from orchestrator.domain.decide import starts_again_now
-from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts, taken_away
+from orchestrator.domain.facts import NO_FAULT, AttemptFacts, Policy, RunFacts, taken_away
 from orchestrator.domain.verdict import CANCELLED, attempt_verdict
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits
@@ -46,11 +46,18 @@ def _resumed_at(submissions: Sequence[SubmissionRecord]) -> int:
     return max((s.number for s in submissions if s.reason == "resume"), default=0)
 
 
-def unclaimed(submissions: Sequence[SubmissionRecord], claims: Sequence[ClaimRecord]) -> int:
-    """Newest submissions in a row without an attempt, since a person last said `resume`."""
+def unclaimed(
+    submissions: Sequence[SubmissionRecord], claims: Sequence[ClaimRecord], ending: Ending
+) -> tuple[int, int]:
+    """Newest submissions in a row without an attempt, since a person last said `resume`: those
+    that failed to start, and those that the scheduler took away. `ending`: of the newest one.
+    """
     claimed = max((c.submission for c in claims), default=0)
     since = max(claimed + 1, _resumed_at(submissions))
-    return sum(1 for s in submissions if s.number >= since)
+    ended = [s.ended for s in submissions[1:]] + [ending]
+    mine = [e for s, e in zip(submissions, ended, strict=True) if s.number >= since]
+    taken = sum(1 for e in mine if e in NO_FAULT)
+    return len(mine) - taken, taken
 
 
 def recent(budgets: Policy) -> int:

@@ -8,7 +8,7 @@ as all of them do. Nothing here decides who owns the attempt: that is the claim.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from orchestrator.agent.identity import Identity
@@ -16,7 +16,7 @@ from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.records import ArrivalRecord
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.errors import CheckpointError, PeersMissing, StorageError
+from orchestrator.errors import PeersMissing, StorageError
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 
@@ -155,10 +155,6 @@ class Gathering:
         return f"{count} of {spec.nodes} nodes did not come within {waited}{which}; here: {hosts}"
 
 
-def last_words(storage: Storage, submission: int, restart_count: int) -> ArrivalRecord | None:
+def last_words(came: Sequence[ArrivalRecord]) -> ArrivalRecord | None:
     """What the agents of a start that claimed nothing said last, if any said something."""
-    try:
-        found = attempts.read_arrivals(storage, submission, restart_count)
-    except CheckpointError:
-        return None
-    return max((r for r in found if r.reason), key=lambda r: r.time, default=None)
+    return max((r for r in came if r.reason), key=lambda r: r.time, default=None)

@@ -145,6 +145,30 @@ class KubernetesContract:
         seen = world.until(identifier, "gone")
         assert (seen.ending, seen.detail) == ("unstartable", "the image cannot be had: \n{{ x }}")
 
+    def test_given_back_and_submitted_again(self, world: World) -> None:
+        """The same submission under the same key; who deletes it by hand then cancels it."""
+        identifier = world.submit()
+        for count in (1, 2):
+            world.until(identifier, "running")
+            world.backend.give_back(identifier, "no {{ room }}\n")
+            seen = world.until(identifier, "absent")
+            assert (seen.given_back, seen.detail) == (count, "no {{ room }}\n")
+            assert seen.since is not None
+            assert abs(seen.since - time.time()) < world.patience_s
+            assert world.submit() == identifier
+        world.until(identifier, "running")
+        world.backend.cancel(identifier)
+        assert world.until(identifier, "gone").ending == "cancelled"
+
+    def test_given_back_and_then_withdrawn(self, world: World) -> None:
+        identifier = world.submit()
+        world.backend.give_back(identifier, "no room")
+        world.until(identifier, "absent")
+        world.submit()
+        world.backend.withdraw(identifier, "no image")
+        seen = world.until(identifier, "gone")
+        assert (seen.ending, seen.detail) == ("unstartable", "no image")
+
     def test_a_job_that_nobody_knows(self, world: World) -> None:
         namespace = world.submit().partition("/")[0]
         seen = world.see(f"{namespace}/other-1")

@@ -62,6 +62,19 @@ class KubeBench(Bench):
             self.cluster.apply(_taker(name))
         return names
 
+    def leave_room(self, free: int) -> list[str]:
+        """Pods on all GPUs of the cluster but so many of the last node; returns their names."""
+        nodes = self.cluster.nodes()
+        names = [f"taker-{i}" for i, _ in enumerate(nodes)]
+        for name, node in zip(names, nodes, strict=True):
+            gpus = 4 - free if node == nodes[-1] else 4
+            self.cluster.apply(_taker(name, gpus=gpus, node=node))
+        self.cluster.wait(lambda: {self._phase(n) for n in names} == {"Running"})
+        return names
+
+    def _phase(self, pod: str) -> str:
+        return str(self.cluster.get("pods", pod)[0]["status"].get("phase"))
+
     def controller_for(self, run: Driven, seconds: float) -> None:
         """A controller process of the run that is killed after so long."""
         argv = [sys.executable, "-m", "orchestrator.controller", run.run.run_id]
@@ -74,19 +87,21 @@ class KubeBench(Bench):
             process.wait()
 
 
-def _taker(name: str) -> dict[str, Any]:
-    gpus = {"nvidia.com/gpu": 4}
+def _taker(name: str, gpus: int = 4, node: str | None = None) -> dict[str, Any]:
+    wanted = {"nvidia.com/gpu": gpus}
+    place = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
     container = {
         "name": "main",
         "image": os.environ["QVL_TEST_IMAGE"],
         "command": ["sleep", "600"],
-        "resources": {"requests": gpus, "limits": gpus},
+        "resources": {"requests": wanted, "limits": wanted},
     }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name},
         "spec": {
+            **place,
             "priorityClassName": "qvl-test-high",
             "restartPolicy": "Never",
             "containers": [container],

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from orchestrator.backends.kubernetes.api import (
     kubeconfig_in_force,
 )
 from orchestrator.backends.kubernetes.cluster import Cluster
-from orchestrator.backends.kubernetes.objects import PodView, read_job, read_pod
+from orchestrator.backends.kubernetes.objects import (
+    PodView,
+    TakenBack,
+    read_anchor,
+    read_job,
+    read_pod,
+)
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import Full, InternalError, QvlError, Unreachable, UserError
@@ -116,6 +124,7 @@ class KubernetesBackend:
             self._try(namespace, job)
             with tempfile.TemporaryDirectory(prefix="qvl-submit-") as folder:
                 known = submit_manifest(Path(folder), lambda: self._create(namespace, job))
+            self._is_back(namespace, owner, spec)
         self._cluster.forget()
         _refuse_stranger(known, spec)
         return names.backend_id(namespace, key)
@@ -161,12 +170,32 @@ class KubernetesBackend:
         """Take a Job back that waits in vain, and note why, so that it is no cancel."""
         namespace, name = names.split_id(backend_id)
         run_id, number = names.run_of(name)
-        note = {"metadata": {"annotations": {names.WITHDRAWN: f"{number} {why}"}}}
+        self._note(namespace, run_id, {names.WITHDRAWN: f"{number} {why}", names.TAKEN_BACK: None})
+        self.cancel(backend_id)
+
+    def give_back(self, backend_id: str, why: str) -> None:
+        """Delete a Job for which there is no room; `absent` until it is submitted again."""
+        namespace, name = names.split_id(backend_id)
+        run_id, number = names.run_of(name)
+        known = self._taken_back(namespace, run_id, number)
+        count = known.count + 1 if known is not None else 1
+        note = TakenBack(submission=number, count=count, at=self._wall(), why=why)
+        texts = {names.TAKEN_BACK: json.dumps(to_json(note)), names.WITHDRAWN: f"{number} {why}"}
+        self._note(namespace, run_id, texts)
+        self.cancel(backend_id)
+
+    def _taken_back(self, namespace: str, run_id: str, number: int) -> TakenBack | None:
+        raw = self._api.get("configmaps", namespace, run_id)
+        note = None if raw is None else read_anchor(raw).taken_back
+        return note if note is not None and note.submission == number else None
+
+    def _note(self, namespace: str, run_id: str, texts: Mapping[str, str | None]) -> None:
         self._said(
-            lambda: self._api.patch("configmaps", namespace, run_id, note),
+            lambda: self._api.patch(
+                "configmaps", namespace, run_id, {"metadata": {"annotations": dict(texts)}}
+            ),
             "the run's ConfigMap cannot be changed",
         )
-        self.cancel(backend_id)
 
     def forget_secrets(self, run_id: str, backend_id: str) -> None:
         """Remove the run's Secret."""
@@ -212,6 +241,13 @@ class KubernetesBackend:
             if fault.status == 409 and known is not None:
                 return known
             raise
+
+    def _is_back(self, namespace: str, owner: Raw, spec: TrainSpec) -> None:
+        """From now on, a Job that is missing was deleted by others again."""
+        note = read_anchor(owner).taken_back
+        if note is not None and note.submission == spec.submission and note.at is not None:
+            text = json.dumps(to_json(replace(note, at=None)))
+            self._note(namespace, spec.run_id, {names.TAKEN_BACK: text, names.WITHDRAWN: None})
 
     def _secret(self, spec: TrainSpec, namespace: str, owner: Raw, *, wanted: bool) -> None:
         """Secret values as the submitter has them; later controllers find them in the cluster."""

@@ -85,7 +85,7 @@ class Cluster:
             raw = self.api.get("configmaps", namespace, run_id)
             anchors = () if raw is None else (read_anchor(raw),)
             return attempt_of(name, seen.jobs, seen.pods, anchors)
-        if not found.pods and not found.job.conditions:
+        if len(found.pods) < found.job.nodes and not found.job.conditions:
             return attempt_of(name, seen.jobs, seen.pods, (), self._refused(namespace, name))
         return found
 

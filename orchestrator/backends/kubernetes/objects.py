@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.backends.kubernetes import names
+from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 
 Raw = Mapping[str, Any]
 ENDED = ("Succeeded", "Failed")
@@ -36,6 +37,8 @@ class PodView:
     phase: str = "Pending"
     node: str = ""
     created_at: float = 0.0
+    started_at: float | None = None
+    """Since when its node holds what it asked for."""
     kill_at: float | None = None
     """Set while it is being deleted: when its grace is over."""
     disruption: Said | None = None
@@ -67,12 +70,25 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakenBack:
+    """A note on a Job that we deleted, though its run goes on."""
+
+    submission: int
+    count: int = 0
+    """How often there was no room for it."""
+    at: float | None = None
+    """When it was deleted for that, in seconds since the epoch; None: it was submitted again."""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorView:
     """The run's ConfigMap: it says that this cluster knows the run."""
 
     run_id: str
     run_dir: str = ""
     withdrawn: Mapping[int, str] = field(default_factory=dict)
+    taken_back: TakenBack | None = None
 
 
 def read_pod(raw: Raw) -> PodView:
@@ -88,6 +104,7 @@ def read_pod(raw: Raw) -> PodView:
         phase=str(status.get("phase", "Pending")),
         node=str(_map(raw, "spec").get("nodeName") or ""),
         created_at=_seconds(meta.get("creationTimestamp")) or 0.0,
+        started_at=_seconds(status.get("startTime")),
         kill_at=_seconds(meta.get("deletionTimestamp")),
         disruption=conditions.get("DisruptionTarget", (False, None))[1]
         if conditions.get("DisruptionTarget", (False,))[0]
@@ -127,7 +144,16 @@ def read_anchor(raw: Raw) -> AnchorView:
         run_id=str(_map(meta, "labels").get(names.RUN, "")),
         run_dir=str(notes.get(names.RUN_DIR, "")),
         withdrawn={int(number): why} if number.isdecimal() else {},
+        taken_back=_taken_back(notes.get(names.TAKEN_BACK)),
     )
+
+
+def _taken_back(text: Any) -> TakenBack | None:
+    """None for a note that is not there or that nobody of ours has written."""
+    try:
+        return from_json(TakenBack, loads(str(text or "").encode()))
+    except MalformedJson:
+        return None
 
 
 def _conditions(status: Raw) -> dict[str, tuple[bool, Said]]:

@@ -37,6 +37,8 @@ STUCK_S = 600.0
 """How long an image may fail to come before the run is held."""
 HOPELESS_S = 10.0
 """The same for what cannot mend itself."""
+ROOM_S = 120.0
+"""How long the pods that have found room hold it while there is none for the others."""
 CREATED_S = 10.0
 """So soon, a Job without pods is nothing to explain."""
 
@@ -92,7 +94,7 @@ def read(attempt: Attempt, now: float) -> Observation:
         job.conditions[c] for c in ("Complete", "Failed", "FailureTarget") if c in job.conditions
     ]
     if living:
-        return _living(job, living, now, stopping=bool(over))
+        return _living(attempt, job, living, now, stopping=bool(over))
     if over or any(is_lost(p, now) for p in attempt.pods):
         return _gone(attempt, job, now)
     return _without_pods(attempt, job, now)
@@ -118,25 +120,41 @@ def _deleted(attempt: Attempt, living: Sequence[PodView]) -> Observation:
         return Observation(
             phase="unknown", detail="this cluster does not know the run", forgotten=True
         )
+    back = attempt.anchor.taken_back
+    if back is not None and back.submission == attempt.number and back.at is not None:
+        return Observation(phase="absent", given_back=back.count, since=back.at, detail=back.why)
     why = attempt.anchor.withdrawn.get(attempt.number)
     if why is not None:
         return Observation(phase="gone", ending="unstartable", detail=why)
     return Observation(phase="gone", ending="cancelled", detail="the Job was deleted")
 
 
-def _living(job: JobView, living: Sequence[PodView], now: float, *, stopping: bool) -> Observation:
+def _living(
+    attempt: Attempt, job: JobView, living: Sequence[PodView], now: float, *, stopping: bool
+) -> Observation:
     running = [p for p in living if p.phase == "Running"]
     leaving = [p for p in living if p.kill_at is not None]
     if stopping or leaving:
         causes = [words for _, words in (cause(p, now) for p in leaving) if words]
         return Observation(phase="running", detail=", ".join(dict.fromkeys(causes)) or "stopping")
     waiting = [p for p in living if p.phase != "Running"]
-    if not waiting:
+    quota = _over_quota(attempt) if len(living) < job.nodes else ""
+    if not waiting and not quota:
         return Observation(phase="running")
-    words, stuck = _why_pending(waiting, now)
-    if running:
-        words = f"{len(running)} of {job.nodes} pods run; {words}"
-    return Observation(phase="running" if running else "pending", detail=words, stuck=stuck)
+    words, stuck = _why_pending(waiting, now) if waiting else (quota, "")
+    if job.nodes > 1:
+        words = f"waits for {job.nodes - len(running)} of {job.nodes} pods: {words}"
+    if not running:
+        return Observation(phase="pending", detail=words, stuck=stuck)
+    held = now - min(p.started_at or p.created_at for p in running)
+    crowded = bool(quota) or any(p.unscheduled is not None for p in waiting)
+    no_room = crowded and not stuck and held > ROOM_S
+    return Observation(phase="running", detail=words, stuck=stuck, no_room=no_room)
+
+
+def _over_quota(attempt: Attempt) -> str:
+    said = attempt.refused.message if attempt.refused is not None else ""
+    return f"the quota is used up: {said}" if "exceeded quota" in said else ""
 
 
 def _why_pending(pods: Iterable[PodView], now: float) -> tuple[str, str]:
@@ -163,9 +181,9 @@ def _without_pods(attempt: Attempt, job: JobView, now: float) -> Observation:
         return Observation(phase="pending", detail="suspended: its queue has not admitted it")
     if now - job.created_at < CREATED_S or attempt.refused is None:
         return Observation(phase="pending", detail="waiting for its pods")
-    said = attempt.refused.message
-    if "exceeded quota" in said:
-        return Observation(phase="pending", detail=f"the quota is used up: {said}")
+    said, quota = attempt.refused.message, _over_quota(attempt)
+    if quota:
+        return Observation(phase="pending", detail=quota)
     late = now - job.created_at > STUCK_S
     return Observation(
         phase="pending",

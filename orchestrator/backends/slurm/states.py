@@ -34,7 +34,8 @@ _ENDINGS: Mapping[str, Ending] = {
     "TIMEOUT": "timeout",
     "PREEMPTED": "preempted",
     "NODE_FAIL": "node-fail",
-    "BOOT_FAIL": "node-fail",
+    # A cloud had no machine for it.
+    "BOOT_FAIL": "preempted",
     "LAUNCH_FAILED": "node-fail",
     "RECONFIG_FAIL": "node-fail",
     "OUT_OF_MEMORY": "failed",
@@ -129,7 +130,8 @@ def observation(job: JobState, now: float) -> Observation:
     if job.state in _PENDING:
         return Observation(phase="pending", detail=detail, restarts=job.restarts)
     if job.state in _RUNNING:
-        return Observation(phase="running", detail=detail, restarts=job.restarts)
+        words = "" if job.state == "RUNNING" and not _reason(job) else detail
+        return Observation(phase="running", detail=words, restarts=job.restarts)
     ending = ending_of(job)
     if ending is None:
         return Observation(phase="unknown", detail=detail, restarts=job.restarts)

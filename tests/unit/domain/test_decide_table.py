@@ -10,6 +10,7 @@ from orchestrator.domain.decide import (
     Decision,
     Fail,
     Finish,
+    GiveBack,
     Hold,
     Requeue,
     Stop,
@@ -63,6 +64,66 @@ TABLE: list[tuple[str, RunFacts, Decision]] = [
     ("running", RunFacts(backend="running"), Wait("the job is running")),
     ("unknown", RunFacts(backend="unknown"), Wait("the job is unknown")),
     ("never submitted", RunFacts(), Requeue("never submitted")),
+    (
+        "a part of it has room",
+        RunFacts(backend="running", newest_submission=1, no_room=True, detail="no room"),
+        GiveBack("no room"),
+    ),
+    (
+        "a part of it has room, but an attempt is at work",
+        RunFacts(
+            attempts=(CRASHED,), backend="running", newest_submission=1, no_room=True, detail="x"
+        ),
+        Wait("x"),
+    ),
+    (
+        "given back",
+        RunFacts(given_back=1, backend_since=1000.0, newest_submission=1),
+        Requeue("no room", 1060.0),
+    ),
+    (
+        "given back for the thousandth time",
+        RunFacts(given_back=1000, backend_since=1000.0, newest_submission=1),
+        Requeue("no room", 1300.0),
+    ),
+    (
+        "taken away a thousand times before it started",
+        RunFacts(
+            backend="gone",
+            ending="preempted",
+            submitted_at=1000.0,
+            newest_submission=1,
+            taken_unclaimed=1000,
+        ),
+        Requeue("taken away (preempted)", 1300.0),
+    ),
+    (
+        "not all nodes came",
+        RunFacts(
+            backend="gone",
+            submitted_at=1000.0,
+            newest_submission=2,
+            unclaimed=2,
+            peers_missing=True,
+            last_words="node 1 did not come",
+        ),
+        Requeue("not all nodes came", 1060.0),
+    ),
+    (
+        "not all nodes came, three times",
+        RunFacts(
+            backend="gone",
+            newest_submission=3,
+            unclaimed=3,
+            peers_missing=True,
+            last_words="node 1 did not come",
+        ),
+        Hold(
+            "never-starts",
+            "3 submissions in a row ended before their agent claimed an attempt; "
+            "node 1 did not come",
+        ),
+    ),
     ("preempted with a commit", gone(attempt(1, 75, "preempted", commits=1)), Requeue("preempted")),
     ("preempted without", gone(attempt(1, 76, "preempted")), Requeue("preempted")),
     ("fenced", gone(attempt(1, 79, "fenced")), Requeue("fenced")),

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from orchestrator.backends.kubernetes import reading
-from orchestrator.backends.kubernetes.objects import AnchorView, JobView, PodView, Said, read_pod
+from orchestrator.backends.kubernetes.objects import (
+    AnchorView,
+    JobView,
+    PodView,
+    Said,
+    TakenBack,
+    read_pod,
+)
 from orchestrator.backends.kubernetes.reading import Attempt, read
 from orchestrator.domain.decide import Cancel, Decision, Hold, Requeue, Wait, decide
 from orchestrator.domain.facts import AttemptFacts, RunFacts, taken_away
@@ -132,7 +139,45 @@ def test_a_gang_of_which_a_part_runs() -> None:
     waits = pending(unscheduled=Said(message="0/2 nodes"), name="q")
     seen = read(attempt(POD, waits, job=replace(JOB, nodes=2)), NOW)
     assert seen.phase == "running"
-    assert seen.detail.startswith("1 of 2 pods run; no node has room")
+    assert seen.detail == "waits for 1 of 2 pods: no node has room: 0/2 nodes"
+    assert not seen.no_room, "the other node may come at any moment"
+
+
+GANG = replace(JOB, nodes=2)
+HOLDS = replace(POD, started_at=NOW - reading.ROOM_S - 1)
+QUOTA = Said(message='pods "run-1-x" is forbidden: exceeded quota: gpus')
+
+
+@pytest.mark.parametrize(
+    ("pods", "no_room", "words"),
+    [
+        ((HOLDS, pending(unscheduled=Said(message="0/2"))), True, "1 of 2 pods: no node has room"),
+        ((HOLDS,), True, "1 of 2 pods: the quota is used up"),
+        ((HOLDS, pending(waiting=Said(reason="ErrImagePull"))), False, "the image cannot be had"),
+        ((HOLDS, pending()), False, "1 of 2 pods: starting"),
+        ((HOLDS, replace(HOLDS, name="q")), False, ""),
+        ((pending(unscheduled=Said(message="0/2")),) * 2, False, "2 of 2 pods: no node has room"),
+    ],
+)
+def test_what_is_held_in_vain(pods: tuple[PodView, ...], no_room: bool, words: str) -> None:
+    """Only the scheduler's own word, or a quota, gives it back, and only where something is held;
+    a part that has waited for hours without holding anything may go on waiting.
+    """
+    refused = QUOTA if len(pods) < 2 else None
+    seen = read(attempt(*pods, job=GANG, refused=refused), NOW)
+    assert (seen.no_room, words in seen.detail) == (no_room, True), seen
+
+
+def test_a_job_that_was_given_back_is_absent_and_not_cancelled() -> None:
+    """Until it is there again: from then on, who deletes it cancels the run."""
+    note = TakenBack(submission=1, count=2, at=NOW - 5, why="no room")
+    anchor = replace(ANCHOR, taken_back=note, withdrawn={1: "no room"})
+    seen = read(attempt(job=None, anchor=anchor), NOW)
+    assert (seen.phase, seen.given_back, seen.since) == ("absent", 2, NOW - 5)
+    again = replace(anchor, taken_back=replace(note, at=None), withdrawn={})
+    assert read(attempt(job=None, anchor=again), NOW).ending == "cancelled"
+    older = replace(anchor, taken_back=replace(note, submission=3), withdrawn={})
+    assert read(attempt(job=None, anchor=older), NOW).ending == "cancelled"
 
 
 def test_without_pods() -> None:

@@ -69,7 +69,7 @@ TABLE = [
     (JobState("1", "NODE_FAIL", end=NOW - 5), "running", ""),
     (JobState("1", "NODE_FAIL", end=NOW - 100), "gone", "node-fail"),
     (JobState("1", "NODE_FAIL"), "gone", "node-fail"),
-    (JobState("1", "BOOT_FAIL", end=NOW - 100), "gone", "node-fail"),
+    (JobState("1", "BOOT_FAIL", end=NOW - 100), "gone", "preempted"),
     (JobState("1", "FAILED", exit_code=75), "gone", "failed"),
     (JobState("1", "FAILED", exit_code=1), "gone", "failed"),
     (JobState("1", "FAILED", exit_code=137), "gone", "killed"),
