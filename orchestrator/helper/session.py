@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import queue
 import socket
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +15,7 @@ from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, lo
 from orchestrator.contract.records import SubmissionRecord, VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
-from orchestrator.contract.wire import LineBuffer, Message, encode
+from orchestrator.contract.wire import Message, encode
 from orchestrator.domain.continuity import conditions
 from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import (
@@ -35,6 +33,7 @@ from orchestrator.helper.claim import Claimed, Claimer
 from orchestrator.helper.continuity import Lookup
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.gather import NoticeMet
+from orchestrator.helper.inbox import Inbox
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
@@ -65,11 +64,10 @@ class Session:
         self._spec = spec
         self._link = link
         self._log = RunLog(storage, clock)
-        self._told_to_stop = threading.Event()
+        self._inbox = Inbox(link)
         self._claimer = Claimer(
-            storage, self._log, clock, spec, identity, token, self._told_to_stop.is_set
+            storage, self._log, clock, spec, identity, token, self._inbox.told_to_stop
         )
-        self._inbox: queue.Queue[Message | None] = queue.Queue()
         self._claimed: Claimed | None = None
         self._journal: Journal | None = None
         self._summary: SummaryWriter | None = None
@@ -82,7 +80,7 @@ class Session:
 
     def run(self, *, rejoin: bool) -> int:
         """Start (or take up again) the attempt and serve until the agent is done."""
-        threading.Thread(target=self._listen, name="inbox", daemon=True).start()
+        self._inbox.listen()
         try:
             job = self._read_job()
             self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
@@ -255,10 +253,7 @@ class Session:
 
     def _serve(self) -> None:
         while True:
-            try:
-                message = self._inbox.get(timeout=TICK_S)
-            except queue.Empty:
-                message = {"t": "tick"}
+            message = self._inbox.get(TICK_S)
             if message is None:
                 self._close()
                 return
@@ -349,9 +344,8 @@ class Session:
     def _settle(self, message: Message) -> None:
         """Store this node's verdict; the attempt's code goes back to the agent."""
         self._witness.wait()
-        while not self._inbox.empty():
-            rest = self._inbox.get()
-            if rest is not None and rest["t"] != "outcome":
+        for rest in self._inbox.rest():
+            if rest["t"] != "outcome":
                 self._take(rest)
         self._store_verdict(message)
         attempt = self._held().claim.attempt
@@ -449,19 +443,3 @@ class Session:
             self._link.sendall(encode(kind, fields))
         except OSError:
             self._inbox.put(None)
-
-    def _listen(self) -> None:
-        buffer = LineBuffer()
-        while True:
-            try:
-                data = self._link.recv(1 << 16)
-            except OSError:
-                data = b""
-            if not data:
-                self._told_to_stop.set()
-                self._inbox.put(None)
-                return
-            for message in buffer.feed(data):
-                if message["t"] in ("notice", "outcome"):
-                    self._told_to_stop.set()
-                self._inbox.put(message)
