@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from orchestrator.agent.identity import Identity
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
-from orchestrator.contract.records import SubmissionRecord, VerdictRecord
+from orchestrator.contract.jsonio import canonical, to_json
+from orchestrator.contract.records import VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.wire import Message, encode
@@ -23,9 +24,8 @@ from orchestrator.errors import (
     NotOwner,
     QvlError,
     StorageError,
-    UserError,
 )
-from orchestrator.helper import ending, evidence, history
+from orchestrator.helper import ending, evidence, history, reading
 from orchestrator.helper import facts as fact_sheet
 from orchestrator.helper.cause import Cause, Witness
 from orchestrator.helper.choose import Chooser
@@ -36,10 +36,11 @@ from orchestrator.helper.gather import NoticeMet
 from orchestrator.helper.inbox import Inbox
 from orchestrator.helper.journal import Journal, SummaryWriter
 from orchestrator.helper.keeper import Keeper
+from orchestrator.helper.patient import START_S, patiently
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
 from orchestrator.helper.watch import PeerEnded, Watcher
 from orchestrator.storage import attempts
-from orchestrator.storage.protocol import NotFound, Storage
+from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import local_tier
 
@@ -75,6 +76,7 @@ class Session:
         self._keeper: Keeper | None = None
         self._copies: NodeCopies | None = None
         self._cause = ""
+        self._warned = ""
         self._startup = Startup(clock, self._event, self._started)
         self._witness = Witness(os.environ, clock, self._from_witness)
 
@@ -82,9 +84,9 @@ class Session:
         """Start (or take up again) the attempt and serve until the agent is done."""
         self._inbox.listen()
         try:
-            job = self._read_job()
-            self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
-            self._open(job)
+            # An attempt that trains already waits for its restarted helper as long as it takes.
+            limit_s = math.inf if rejoin else START_S
+            job = patiently(self._clock, lambda: self._begin(rejoin=rejoin), limit_s)
             self._startup.done("claim")
             if not rejoin:
                 self._assign(job)
@@ -106,14 +108,12 @@ class Session:
 
     # --- start
 
-    def _read_job(self) -> ResolvedJob:
-        path = self._spec.resolved
-        try:
-            return from_json(ResolvedJob, loads(self._storage.get(path)))
-        except NotFound:
-            raise UserError(f"{path} is missing in {self._storage.uri}") from None
-        except MalformedJson as fault:
-            raise UserError(f"{path} is damaged: {fault}") from None
+    def _begin(self, *, rejoin: bool) -> ResolvedJob:
+        """The attempt, claimed and opened. May be repeated: what is claimed already stays."""
+        job = reading.job(self._storage, self._spec.resolved)
+        self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
+        self._open(job)
+        return job
 
     def _open(self, job: ResolvedJob) -> None:
         claimed = self._held()
@@ -155,16 +155,23 @@ class Session:
             )
 
     def _assign(self, job: ResolvedJob) -> None:
-        claimed = self._held()
-        facts = fact_sheet.collect(job, self._storage)
+        clock = self._clock
+        facts = patiently(clock, lambda: fact_sheet.collect(job, self._storage))
         self._startup.done("contract")
-        chosen = self._start_point(job, facts)
-        point = self._own_copies().localize(chosen, self._log)
+        chosen = patiently(clock, lambda: self._start_point(job, facts))
+        point = patiently(clock, lambda: self._own_copies().localize(chosen, self._log))
         self._startup.done("checkpoint")
+        assignment = patiently(clock, lambda: self._assignment(job, facts, chosen, point))
+        self._send("assigned", {"assignment": to_json(assignment)})
+
+    def _assignment(
+        self, job: ResolvedJob, facts: Mapping[str, Any], chosen: StartPoint, point: StartPoint
+    ) -> Assignment:
+        claimed = self._held()
         binding = conditions(facts, claimed.claim.plan)
         look = Lookup(self._storage, self._log, claimed.claim.attempt, claimed.slot.slot)
         master = self._claimer.master(claimed.claim.attempt)
-        assignment = Assignment(
+        return Assignment(
             run_id=self._spec.run_id,
             attempt=claimed.claim.attempt,
             slot=claimed.slot.slot,
@@ -182,13 +189,13 @@ class Session:
             conditions=binding,
             expected=look.expected(chosen, binding, self._spec.allow_change, self._event),
         )
-        self._send("assigned", {"assignment": to_json(assignment)})
 
     def _start_point(self, job: ResolvedJob, facts: Mapping[str, Any]) -> StartPoint:
         claimed = self._held()
         path = layout.start_point(claimed.claim.attempt)
         if claimed.slot.slot != 0:
-            return self._wait_for_start(path)
+            seconds = self._spec.node_lost_s * 5
+            return reading.start_point(self._storage, self._clock, path, seconds)
         chooser = Chooser(
             self._storage,
             self._log,
@@ -200,7 +207,7 @@ class Session:
             self._own_copies(),
             local_tier(job.checkpoint, self._spec.run_id),
         )
-        point = chooser.choose(self._submission().start)
+        point = chooser.choose(reading.submission(self._storage, self._spec.submission).start)
         self._storage.put(path, canonical(to_json(point)))
         if self._summary is not None:
             lost = history.lost_steps(self._storage, claimed.claim.attempt, point.step)
@@ -212,21 +219,6 @@ class Session:
         if self._keeper is not None:
             self._keeper.start(point.commit_seq)
         return point
-
-    def _wait_for_start(self, path: str) -> StartPoint:
-        deadline = self._clock.monotonic() + self._spec.node_lost_s * 5
-        while self._clock.monotonic() < deadline:
-            try:
-                return from_json(StartPoint, loads(self._storage.get(path)))
-            except NotFound:
-                self._clock.sleep(TICK_S)
-        raise StorageError("node 0 did not choose what to start from")
-
-    def _submission(self) -> SubmissionRecord:
-        for record in attempts.read_submissions(self._storage):
-            if record.number == self._spec.submission:
-                return record
-        raise UserError(f"submission {self._spec.submission} is missing in the run directory")
 
     def _refuse(self, fault: QvlError) -> int:
         """Say no: to the agent, and in the run directory if the attempt is ours."""
@@ -337,7 +329,9 @@ class Session:
                 else:
                     self._send("stop", {"reason": news.reason, "seconds_left": news.seconds_left})
         except (StorageError, CheckpointError) as fault:
-            self._event("warning", {"message": f"stop requests unread: {fault.message}"})
+            self._warn(f"stop requests unread: {fault.message}")
+        else:
+            self._warned = ""
 
     # --- the end
 
@@ -363,7 +357,7 @@ class Session:
     def _starts_again(self) -> bool:
         """Whether `decide` would start this job again at once, so that the scheduler may."""
         try:
-            job = self._read_job()
+            job = reading.job(self._storage, self._spec.resolved)
             return evidence.starts_again(self._storage, self._log, job, self._spec.submission)
         except QvlError:
             return False
@@ -427,6 +421,12 @@ class Session:
     def _event(self, kind: str, data: Mapping[str, Any], rank: int | None = None) -> None:
         if self._journal is not None:
             self._journal.event(kind, data, rank)
+
+    def _warn(self, words: str) -> None:
+        """What may be true at every look is told once."""
+        if words != self._warned:
+            self._warned = words
+            self._event("warning", {"message": words})
 
     def _from_keeper(self, kind: str, data: dict[str, Any]) -> None:
         """Called by the keeper's thread: goes through the inbox like any other news."""

@@ -99,9 +99,7 @@ class Watcher:
     def _peer_news(self, now: float) -> Iterator[StopWanted | PeerEnded]:
         if now - self._beat >= HEARTBEAT_S:
             self._beat = now
-            self._storage.put(
-                layout.heartbeat(self._attempt, self._slot), canonical({"at": self._clock.now()})
-            )
+            self._send_beat(now)
         if now - self._looked > 2 * HEARTBEAT_S:
             self._forget_time(now)
         self._looked = now
@@ -115,6 +113,14 @@ class Watcher:
             if peer != self._slot and peer not in ended and self._silent(peer, now):
                 self._peers[peer] = (b"lost", float("inf"))
                 yield StopWanted(f"peer-lost: node {peer}", self._grace_s)
+
+    def _send_beat(self, now: float) -> None:
+        """Show that we live. What keeps us from writing may keep the others from it too."""
+        beat = canonical({"at": self._clock.now()})
+        try:
+            self._storage.put(layout.heartbeat(self._attempt, self._slot), beat)
+        except StorageError:
+            self._forget_time(now)
 
     def _forget_time(self, now: float) -> None:
         """We saw nothing for a while (storage away, or paused ourselves): all have time anew."""

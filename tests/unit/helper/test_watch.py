@@ -208,3 +208,24 @@ def test_one_heartbeat_that_cannot_be_read_accuses_nobody(
         assert not any(poll(mine, clock) for _ in range(60))
     assert poll(mine, clock) == []
     assert [LOST] in [poll(mine, clock) for _ in range(40)]
+
+
+def test_peers_that_cannot_write_either_are_not_lost(storage: Flaky, clock: FakeClock) -> None:
+    """A full disk silences every node at once: each reads, none can show that it lives."""
+    both = [watcher(storage, clock, slot, nodes=2) for slot in (0, 1)]
+    assert [list(watch.poll()) for watch in both] == [[], []]
+    put = storage.put
+
+    def full(path: str, data: bytes) -> None:
+        raise StorageError("No space left on device")
+
+    storage.put = full  # type: ignore[method-assign]
+    for _ in range(600):
+        clock.advance(1.0)
+        assert [list(watch.poll()) for watch in both] == [[], []]
+    storage.put = put  # type: ignore[method-assign]
+    for _ in range(60):
+        clock.advance(1.0)
+        assert [list(watch.poll()) for watch in both] == [[], []]
+    silent = [poll(both[0], clock) for _ in range(60)]
+    assert [LOST] in silent, "a peer that is gone is still noticed"
