@@ -11,6 +11,7 @@
     │   └── StorageError     69  the storage answered with an error
     ├── CheckpointError      73  a checkpoint is damaged, missing or refused
     │   └── LogDamaged       73  a record of the run's log cannot be read
+    ├── RegistryDamaged       73  the index of runs cannot be read; it can be rebuilt
     ├── ContractRefused      78  the resume contract does not hold (job exit code)
     ├── NotOwner             79  this attempt has been replaced
     ├── PeersMissing          1  other nodes of the job did not come (job exit code)
@@ -111,6 +112,12 @@ class CheckpointError(QvlError):
 
 class LogDamaged(CheckpointError):
     """A record of the run's log cannot be read; a writer never goes past it."""
+
+
+class RegistryDamaged(QvlError):
+    """The index of this user's runs is damaged; nothing but the index is lost."""
+
+    exit_code = 73
 
 
 class ContractRefused(QvlError):

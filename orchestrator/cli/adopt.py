@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.cli.common import json_option, out, out_json, registry
+from orchestrator.cli.common import json_option, note, out, out_json, registry
 
 _HELP = """Enter run directories into this machine's registry, all of them or none.
 
@@ -29,6 +29,9 @@ def command(*, directories: tuple[str, ...], as_json: bool) -> int:
 
     known = registry()
     entries = [read_entry(directory) for directory in directories]
+    aside = known.rebuild()
+    if aside is not None:
+        note(f"the registry was damaged and is now {aside}; a new one was begun")
     for entry in entries:
         known.add(entry)
         remember(known, SystemClock(), entry)

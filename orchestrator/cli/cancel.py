@@ -30,7 +30,7 @@ def command(*, run: str, as_json: bool) -> int:
     """Cancel a run (see `_HELP`)."""
     from orchestrator.controller.actions import cancel
 
-    chosen = get_run(run)
+    chosen = get_run(run, alone=True, live=True, gone=True)
     acted = not chosen.entry.final and cancel(chosen)
     state = _state(chosen) if acted or not chosen.entry.final else _known(chosen)
     if as_json:
@@ -50,12 +50,12 @@ def _state(run: Run) -> str:
 
     end = run.clock.monotonic() + SETTLE_S
     while True:
-        step = look_after(run)
-        if step is not None:
-            return step.state.value
         entry = run.registry.find(run.run_id)
         if entry.final and entry.row is not None:
             return str(entry.row["state"])
+        step = look_after(run)
+        if step is not None:
+            return step.state.value
         if run.clock.monotonic() > end:
             return "CANCELLING"
         run.clock.sleep(0.1)

@@ -160,7 +160,7 @@ def prune_command(*, run: str, dry_run: bool, keep: int | None, as_json: bool) -
     from orchestrator.controller.checkpoints import prune, surplus
     from orchestrator.storage.checkpoints import live_commits
 
-    chosen = get_run(run)
+    chosen = get_run(run, alone=True)
     newest = live_commits(_read(chosen)[1])[-1:]
     with reading(newest, "verifying the newest") as progress:
         found = (surplus if dry_run else prune)(chosen, keep, progress.add)

@@ -45,9 +45,18 @@ def registry() -> Registry:
     return Registry(default_state_dir())
 
 
-def get_run(wanted: str) -> Run:
-    """The run that a person means by an id, the beginning of one, or a name."""
-    from orchestrator.clock import SystemClock
-    from orchestrator.controller.run import open_run
+def get_run(wanted: str, *, alone: bool = False, live: bool = False, gone: bool = False) -> Run:
+    """The run that a person means by an id, the beginning of one, or a name.
 
-    return open_run(registry(), wanted, SystemClock())
+    alone, live: see `Registry.find`
+    gone: also one whose directory is gone; else StorageError
+    """
+    from orchestrator.clock import SystemClock
+    from orchestrator.controller import removal
+    from orchestrator.controller.run import open_entry
+
+    known = registry()
+    run = open_entry(known, known.find(wanted, alone=alone, live=live), SystemClock())
+    if not gone and removal.directory_gone(run.entry.uri):
+        raise removal.gone(run)
+    return run

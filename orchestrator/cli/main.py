@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.errors import QvlError
+from orchestrator.errors import InternalError, QvlError, StorageError, UserError
 
 INTERRUPTED = 130
 _EPILOG = """Every command takes --help, which shows an example.
@@ -60,6 +61,12 @@ COMMANDS = {
 }
 
 
+_MACHINE = frozenset({
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EMFILE,
+    errno.ENAMETOOLONG, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ENOTCONN, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT,
+})  # fmt: skip
+"""Errors that the machine gives for its own reasons."""
 BROKEN_PIPE = 128 + 13
 """As a shell shows a program that SIGPIPE has ended."""
 
@@ -140,20 +147,47 @@ def _run(argv: Sequence[str] | None) -> int:
         fault.show(sys.stderr)
         return fault.exit_code
     except QvlError as fault:
-        if as_json:
-            _print_error(fault.message, fault.hint, fault.exit_code)
-        hint = f"\n  hint: {fault.hint}" if fault.hint else ""
-        sys.stderr.write(f"error: {fault.message}{hint}\n")
-        return fault.exit_code
+        return _tell(fault, as_json)
     except Exception as fault:  # noqa: BLE001 - the last line of defence of the command line
-        message = f"internal error: {type(fault).__name__}: {fault}"
-        report = _write_report(args)
-        told = None if report is None else f"please report it, with {report}"
-        if as_json:
-            _print_error(message, told, 1)
-        sys.stderr.write(message + (f"\n  hint: {told}" if told else "") + "\n")
-        return 1
+        return _tell(_of_this_machine(fault) or _of_ours(fault, args), as_json)
     return result if isinstance(result, int) else 0
+
+
+def _tell(fault: QvlError, as_json: bool) -> int:
+    ours = isinstance(fault, InternalError)
+    message = f"internal error: {fault.message}" if ours else fault.message
+    if as_json:
+        _print_error(message, fault.hint, fault.exit_code)
+    head = "" if ours else "error: "
+    hint = f"\n  hint: {fault.hint}" if fault.hint else ""
+    sys.stderr.write(f"{head}{message}{hint}\n")
+    return fault.exit_code
+
+
+def _of_this_machine(fault: Exception) -> QvlError | None:
+    """For what the machine refuses us (space, rights, a disk), which is no fault of ours."""
+    if not isinstance(fault, OSError) or fault.errno not in _MACHINE:
+        return None
+    from orchestrator.registry import faults
+    from orchestrator.registry.store import default_state_dir
+
+    try:
+        state = default_state_dir()
+    except UserError as homeless:
+        return homeless
+    if fault.filename is not None and Path(os.fsdecode(fault.filename)).is_relative_to(state):
+        return faults.of_files(state, fault)
+    where = "a file" if fault.filename is None else os.fsdecode(fault.filename)
+    hint = "free some space there" if fault.errno in faults.FULL else None
+    return StorageError(f"{where} cannot be used: {fault.strerror}", hint=hint)
+
+
+def _of_ours(fault: Exception, args: Sequence[str]) -> InternalError:
+    report = _write_report(args)
+    return InternalError(
+        f"{type(fault).__name__}: {fault}",
+        hint=None if report is None else f"please report it, with {report}",
+    )
 
 
 def _print_error(message: str, hint: str | None, exit_code: int) -> None:
@@ -178,14 +212,14 @@ def _write_report(args: Sequence[str]) -> Path | None:
     from orchestrator.registry.store import default_state_dir
 
     now = iso(SystemClock().now())
-    path = default_state_dir() / "crashes" / f"{now.replace(':', '')}-{os.getpid()}.txt"
     head = f"qvl-orchestrate {__version__}, Python {sys.version}\n{now}\n{list(args)}\n\n"
     try:
+        path = default_state_dir() / "crashes" / f"{now.replace(':', '')}-{os.getpid()}.txt"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(head + traceback.format_exc())
-    except OSError:
+    except (OSError, UserError):
         return None
     return path
 

@@ -36,7 +36,7 @@ def command(*, run: str, signal: str, ranks: tuple[int, ...], as_json: bool) -> 
     """Deliver a notice (see `_HELP`)."""
     from orchestrator.controller.actions import preempt
 
-    chosen = get_run(run)
+    chosen = get_run(run, alone=True, live=True)
     preempt(chosen, signal, ranks)
     if as_json:
         out_json({"run_id": chosen.run_id, "signal": signal, "ranks": list(ranks)})

@@ -72,7 +72,7 @@ def command(
         raise UsageError("--restart-from scratch starts without a checkpoint: leave out --from")
     if overrides and job is None:
         raise UsageError("--set needs --job", hint="name the job file whose fields it replaces")
-    chosen = get_run(run)
+    chosen = get_run(run, alone=restart_from is not None)
     number = actions.resume(
         chosen,
         ref=ref,

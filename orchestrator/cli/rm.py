@@ -12,7 +12,8 @@ from orchestrator.errors import UsageError
 
 _HELP = """Delete RUN: its directory with all checkpoints, and its entry in `status`.
 
-Asks first in a terminal; elsewhere --yes is needed. A run that is at work is refused.
+Asks first in a terminal; elsewhere --yes is needed. A run that is at work is refused, and so
+is a name that several runs have. One whose directory is gone already is forgotten.
 """
 _EXAMPLES = """\b
 Examples:
@@ -34,16 +35,24 @@ Examples:
 def command(*, run: str, yes: bool, keep_adapter: Path | None, as_json: bool) -> int:
     """Delete a run (see `_HELP`)."""
     from orchestrator.controller.actions import remove
+    from orchestrator.controller.removal import directory_gone
 
-    chosen = get_run(run)
+    chosen = get_run(run, alone=True, gone=True)
+    gone = directory_gone(chosen.entry.uri)
     if not yes:
-        _ask(f"Delete {chosen.run_id} and everything in {chosen.storage.uri}?")
+        _ask(
+            f"Forget {chosen.run_id}, whose directory {chosen.storage.uri} is gone?"
+            if gone
+            else f"Delete {chosen.run_id} and everything in {chosen.storage.uri}?"
+        )
     remove(chosen, keep_adapter=keep_adapter)
     kept = None if keep_adapter is None else str(keep_adapter.absolute())
     if as_json:
         out_json({"run_id": chosen.run_id, "removed": True, "adapter": kept})
-        return 0
-    out(f"removed {chosen.run_id}" + (f"; its adapter is in {kept}" if kept else ""))
+    elif gone:
+        out(f"forgot {chosen.run_id}: its directory {chosen.storage.uri} was gone already")
+    else:
+        out(f"removed {chosen.run_id}" + (f"; its adapter is in {kept}" if kept else ""))
     return 0
 
 

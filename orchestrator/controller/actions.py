@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
-from orchestrator.controller import lease, rows
+from orchestrator.controller import lease, removal, rows
 from orchestrator.controller.observe import Seen, observe
 from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
@@ -32,11 +30,9 @@ from orchestrator.errors import CheckpointError, UserError
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.protocol import HasUploads, NotFound, Storage
+from orchestrator.storage.protocol import NotFound
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-REMOVERS = 8
-"""Requests at a time that `remove` sends to a remote storage."""
 LEAVE_S = 5.0
 """How long `remove` waits for the last processes of a run that has ended."""
 
@@ -61,7 +57,11 @@ def preempt(run: Run, signal: str, ranks: Sequence[int] = ()) -> None:
 
 def cancel(run: Run) -> bool:
     """Cancel for good: the tombstone first, then the job. False if the run was finished."""
-    seen = observe(run)
+    try:
+        seen = observe(run)
+    except CheckpointError:
+        removal.stop_blindly(run)
+        return True
     if seen.facts.done:
         return False
     run.storage.create(layout.TOMBSTONE, canonical({"time": iso(run.clock.now()), "by": "cancel"}))
@@ -198,34 +198,24 @@ def find_commit(live: Sequence[LogRecord], ref: str) -> LogRecord:
 
 
 def remove(run: Run, *, keep_adapter: Path | None = None) -> None:
-    """Delete the run directory and forget the run. Refuses while anybody is at work on it."""
-    seen = _when_left(run)
+    """Delete the run directory and forget the run. Refuses while anybody is at work on it.
+
+    A directory that is damaged, or gone already, is no hindrance.
+    """
+    try:
+        seen = _when_left(run)
+    except CheckpointError:
+        if keep_adapter is not None:
+            raise
+        removal.remove_blindly(run)
+        return
     if keep_adapter is not None:
         copy_adapter(run, seen, keep_adapter)
     forget_secrets(run, seen)
     if seen.backend_id is not None and isinstance(run.backend, RemembersRuns):
         run.backend.forget_run(run.run_id, seen.backend_id)
-    local = run.storage.local_path(layout.RESOLVED)
-    if local is not None:
-        shutil.rmtree(local.parent)
-    else:
-        _remove_objects(run.storage)
+    removal.remove_directory(run.storage)
     run.registry.remove(run.run_id)
-
-
-def _remove_objects(storage: Storage) -> None:
-    """Everything of a remote run; what says that it is one goes last, so that a `rm` that was
-    cut off can be repeated.
-    """
-    paths = [e.path for e in storage.list("", deep=True)]
-    first = [p for p in paths if p != layout.RESOLVED and not p.startswith(layout.SUBMISSIONS)]
-    for some in (first, [p for p in paths if p not in set(first)]):
-        with ThreadPoolExecutor(REMOVERS) as pool:
-            for _ in pool.map(storage.delete, some):
-                pass
-    if isinstance(storage, HasUploads):
-        for upload in list(storage.uploads()):
-            storage.abort_upload(upload)
 
 
 def _when_left(run: Run) -> Seen:
@@ -238,9 +228,7 @@ def _when_left(run: Run) -> Seen:
             return seen
         ending = not at_work or seen.facts.done or seen.facts.tombstone
         if not ending or run.clock.monotonic() >= end:
-            raise UserError(
-                f"run {run.run_id} is at work", hint=f"first `qvl-orchestrate cancel {run.run_id}`"
-            )
+            raise removal.at_work(run)
         run.clock.sleep(0.1)
 
 

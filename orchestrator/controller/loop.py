@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.backends.base import RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
@@ -17,6 +18,7 @@ from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.controller.trouble import FAULTS, Trouble, as_error, file_system, is_gone
 from orchestrator.errors import CheckpointError, NewerVersion, NoSuchRun, QvlError
+from orchestrator.registry import faults
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
@@ -246,11 +248,13 @@ def look_after(run: Run) -> Step | None:
 
 def detach(registry: Registry, run_id: str) -> int:
     """Start a controller for one run that outlives this process; returns its pid."""
-    folder = registry.state_dir / "controllers"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        log = _log_of(registry, run_id)
+    except OSError as fault:
+        raise faults.of_files(registry.state_dir, fault) from fault
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    with (folder / f"{run_id}.log").open("ab") as log:
+    with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.controller", run_id],
             stdin=subprocess.DEVNULL,
@@ -262,3 +266,9 @@ def detach(registry: Registry, run_id: str) -> int:
         )
     _detached[:] = [p for p in _detached if p.poll() is None] + [process]
     return process.pid
+
+
+def _log_of(registry: Registry, run_id: str) -> BinaryIO:
+    folder = registry.state_dir / "controllers"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return (folder / f"{run_id}.log").open("ab")

@@ -12,6 +12,7 @@ from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import SubmissionId, SubmissionRecord
+from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller import nodes, rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
@@ -28,6 +29,7 @@ from orchestrator.domain.decide import (
 )
 from orchestrator.domain.states import FINAL, State, state_of
 from orchestrator.errors import Full, InternalError, UserError
+from orchestrator.registry import faults
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound
 
@@ -184,12 +186,12 @@ def hand_over(run: Run, record: SubmissionRecord) -> str:
         avoided = list(nodes.excluded(run.registry, run.clock.now()))
     wanted = nodes.keeping_away(job, avoided)
     try:
-        backend_id = run.backend.submit(run.backend.prepare(wanted, record.spec), record.key)
+        backend_id = _given(run, wanted, record)
     except UserError:
         if not avoided:
             raise
         # Too few nodes may be left. A job on a doubtful node is better than none.
-        backend_id = run.backend.submit(run.backend.prepare(job, record.spec), record.key)
+        backend_id = _given(run, job, record)
         avoided = []
     if avoided:
         run.event(
@@ -198,6 +200,15 @@ def hand_over(run: Run, record: SubmissionRecord) -> str:
     note = SubmissionId(number=record.number, backend_id=backend_id, time=iso(run.clock.now()))
     attempts.record_backend_id(run.storage, note)
     return backend_id
+
+
+def _given(run: Run, job: ResolvedJob, record: SubmissionRecord) -> str:
+    """The backend's id; where its own files cannot be written, QvlError with the cause."""
+    prepared = run.backend.prepare(job, record.spec)
+    try:
+        return run.backend.submit(prepared, record.key)
+    except OSError as fault:
+        raise faults.of_files(run.registry.state_dir, fault) from fault
 
 
 def secrets_path(state_dir: Path, run_id: str) -> Path:

@@ -71,6 +71,22 @@ def waiting_row(row: dict[str, Any], words: str) -> dict[str, Any]:
     return {**row, "reason": FULL, "message": words, "next": "submitted again at the next pass"}
 
 
+GONE = "gone"
+"""Reason in the row of a run whose directory is not there any more."""
+
+
+def gone_row(row: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The last row of a run whose directory is gone: none of its checkpoints is there."""
+    return {
+        **row,
+        "reason": GONE,
+        "message": f"its directory is gone: {uri}",
+        "last_checkpoint": None,
+        "eta_s": None,
+        "next": None,
+    }
+
+
 def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
     """The row with the figures of summary.json laid over it."""
     checkpoint = None

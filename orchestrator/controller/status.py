@@ -14,12 +14,14 @@ from typing import Any
 from orchestrator.clock import Clock, iso
 from orchestrator.controller import lease, rows
 from orchestrator.controller.observe import backend_phase, observe
+from orchestrator.controller.removal import directory_gone
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.domain.decide import decide
 from orchestrator.domain.states import FINAL, State, state_of
 from orchestrator.errors import QvlError
 from orchestrator.helper.history import read_summary
 from orchestrator.registry.store import Registry, RunEntry
+from orchestrator.storage.opening import is_remote
 
 FRESH_S = 30.0
 """An entry this young is believed, unless asking is free."""
@@ -40,10 +42,10 @@ class Snapshot:
 def snapshot(registry: Registry, clock: Clock, entries: Iterable[RunEntry]) -> list[Snapshot]:
     """One snapshot an entry, in order. Never raises for a single run."""
     chosen = list(entries)
-    live = [e for e in chosen if not e.final]
-    if not live:
+    asked = [e for e in chosen if not e.final or not is_remote(e.uri)]
+    if not asked:
         return [_stored(e) for e in chosen]
-    futures = _refresh_all(registry, clock, live)
+    futures = _refresh_all(registry, clock, asked)
     end = clock.monotonic() + BUDGET_S
     found = []
     for entry in chosen:
@@ -54,19 +56,20 @@ def snapshot(registry: Registry, clock: Clock, entries: Iterable[RunEntry]) -> l
         try:
             found.append(future.result(timeout=max(0.0, end - clock.monotonic())))
         except TimeoutError:
-            found.append(_stored(entry, "the storage does not answer within 2 s"))
+            late = None if entry.final else "the storage does not answer within 2 s"
+            found.append(_stored(entry, late))
     return found
 
 
 def _refresh_all(
-    registry: Registry, clock: Clock, live: Sequence[RunEntry]
+    registry: Registry, clock: Clock, asked: Sequence[RunEntry]
 ) -> dict[str, Future[Snapshot]]:
     """Refresh in daemon threads: one that hangs in a dead file system must not hold us back
-    at exit, as those of a ThreadPoolExecutor would.
+    at exit, as those of a ThreadPoolExecutor would. Those that have ended come last.
     """
-    futures: dict[str, Future[Snapshot]] = {e.run_id: Future() for e in live}
+    futures: dict[str, Future[Snapshot]] = {e.run_id: Future() for e in asked}
     waiting: queue.SimpleQueue[RunEntry] = queue.SimpleQueue()
-    for entry in live:
+    for entry in sorted(asked, key=lambda e: e.final):
         waiting.put(entry)
 
     def work() -> None:
@@ -81,7 +84,7 @@ def _refresh_all(
                 seen = _stored(entry, f"internal error: {fault!r}")
             futures[entry.run_id].set_result(seen)
 
-    for _ in range(min(WORKERS, len(live))):
+    for _ in range(min(WORKERS, len(asked))):
         threading.Thread(target=work, name="status", daemon=True).start()
     return futures
 
@@ -91,7 +94,12 @@ def _stored(entry: RunEntry, fault: str | None = None) -> Snapshot:
 
 
 def refresh(registry: Registry, clock: Clock, entry: RunEntry) -> Snapshot:
-    """The row of one live run, read as cheaply as it allows."""
+    """The row of one run, read as cheaply as it allows; one that has ended is not read again."""
+    if directory_gone(entry.uri):
+        row = rows.gone_row(entry.row or rows.blank_row(entry), entry.uri)
+        return Snapshot(row, entry.seen_at, _gone_words(entry))
+    if entry.final:
+        return _stored(entry)
     try:
         run = open_entry(registry, entry, clock)
         free = run.backend.capabilities.free_to_ask
@@ -100,6 +108,10 @@ def refresh(registry: Registry, clock: Clock, entry: RunEntry) -> Snapshot:
         return Snapshot(_row(run, entry, free=free), clock.now())
     except QvlError as fault:
         return _stored(entry, fault.message)
+
+
+def _gone_words(entry: RunEntry) -> str:
+    return f"{entry.uri} is gone; `qvl-orchestrate rm {entry.run_id}` forgets the run"
 
 
 def remember(registry: Registry, clock: Clock, entry: RunEntry) -> None:

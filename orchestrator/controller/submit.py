@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
 from orchestrator.controller import rows
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
-from orchestrator.controller.run import Run, open_entry
+from orchestrator.controller.removal import withdrawn_on_failure
+from orchestrator.controller.run import Run
 from orchestrator.errors import Full, StorageError, UserError
+from orchestrator.registry import faults
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
 from orchestrator.storage.opening import child, open_storage
@@ -108,7 +111,8 @@ def submit(
     allow_change: fields that may differ from that checkpoint's
 
     Raises UserError for what the user must mend, StorageError and Unreachable for what
-    does not answer; a run that was entered can then be taken up by `controller once`.
+    does not answer; nothing of the run is then left. One that was killed on the way can be
+    taken up by `controller once`.
     """
     values = collect_secrets(job, environ)
     job = with_template(job)
@@ -118,9 +122,8 @@ def submit(
     probe(storage)
     spec = make_spec(job, run_id, uri, registry, site)
     spec = replace(spec, allow_change=tuple(allow_change))
-    load_backend(job.backend, registry.state_dir).prepare(job, spec)
-    storage.put(layout.JOB, job_text.encode())
-    storage.put(layout.RESOLVED, pretty(to_json(job)))
+    backend = load_backend(job.backend, registry.state_dir)
+    backend.prepare(job, spec)
     entry = RunEntry(
         run_id=run_id,
         name=job.name,
@@ -129,11 +132,14 @@ def submit(
         created_at=clock.now(),
         gpus=job.resources.world_size,
     )
-    if values:
-        write_secrets(registry.state_dir, run_id, values)
-    run = open_entry(registry, entry, clock)
-    registry.add(entry)
-    start_submission(run, spec, start, reason="submit")
+    run = Run(entry, registry, storage, backend, clock)
+    with withdrawn_on_failure(run):
+        storage.put(layout.JOB, job_text.encode())
+        storage.put(layout.RESOLVED, pretty(to_json(job)))
+        if values:
+            write_secrets(registry.state_dir, run_id, values)
+        registry.add(entry)
+        start_submission(run, spec, start, reason="submit")
     return run
 
 
@@ -222,12 +228,19 @@ def collect_secrets(job: ResolvedJob, environ: Mapping[str, str]) -> dict[str, s
 
 
 def write_secrets(state_dir: Path, run_id: str, values: Mapping[str, str]) -> None:
-    """Store secret values 0600 outside the run directory."""
+    """Store secret values 0600 outside the run directory; those that are there stay if it fails."""
     path = secrets_path(state_dir, run_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(dict(values), file)
+    scratch = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(dict(values), file)
+        scratch.replace(path)
+    except OSError as fault:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise faults.of_files(state_dir, fault) from fault
 
 
 def next_spec(spec: TrainSpec, number: int, **changes: object) -> TrainSpec:

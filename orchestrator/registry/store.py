@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,14 @@ from typing import Any
 
 from orchestrator.contract.env import STATE_DIR
 from orchestrator.domain.nodes import NodeDeath
-from orchestrator.errors import NoSuchRun, UsageError
+from orchestrator.errors import NoSuchRun, RegistryDamaged, UsageError, UserError
+from orchestrator.registry import faults
 
+BUSY_S = 10.0
+"""How long another process may hold the registry before that is a fault."""
+PRIVATE = 0o600
+LISTED = 10
+"""Runs that are named where several are meant."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, name TEXT NOT NULL, backend TEXT NOT NULL, uri TEXT NOT NULL,
@@ -47,11 +54,17 @@ class RunEntry:
 
 
 def default_state_dir() -> Path:
-    """QVL_STATE_DIR, or ~/.local/state/qvl-orchestrate (XDG)."""
-    if given := os.environ.get(STATE_DIR):
-        return Path(given).expanduser().absolute()
+    """QVL_STATE_DIR, or ~/.local/state/qvl-orchestrate (XDG). UserError without a home."""
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "qvl-orchestrate"
+    try:
+        if given := os.environ.get(STATE_DIR):
+            return Path(given).expanduser().absolute()
+        return Path(base).expanduser() / "qvl-orchestrate"
+    except RuntimeError:
+        raise UserError(
+            "this user has no home folder to keep the registry of runs in",
+            hint=f"{STATE_DIR} names a folder for it",
+        ) from None
 
 
 class Registry:
@@ -86,28 +99,41 @@ class Registry:
 
     def runs(self) -> list[RunEntry]:
         """All runs, oldest first."""
-        with self._open() as db:
+        with self._read() as db:
             return [_entry(r) for r in db.execute("SELECT * FROM runs ORDER BY created_at, run_id")]
 
-    def find(self, wanted: str) -> RunEntry:
+    def find(self, wanted: str, *, alone: bool = False, live: bool = False) -> RunEntry:
         """A run by id, by the beginning of its id, or by name (the newest of that name).
 
-        Raises NoSuchRun, or UsageError if the beginning fits several runs.
+        alone: the name must belong to one run only, for what cannot be undone
+        live: among runs of one name those that have ended do not count, if others have not
+
+        Raises NoSuchRun, or UsageError if several runs are meant.
         """
-        with self._open() as db:
+        with self._read() as db:
             rows = db.execute(
                 "SELECT * FROM runs WHERE run_id=? OR name=? OR substr(run_id, 1, ?)=? "
                 "ORDER BY run_id=? DESC, name=? DESC, created_at DESC",
                 (wanted, wanted, len(wanted), wanted, wanted, wanted),
             ).fetchall()
         found = [_entry(r) for r in rows]
-        if not found:
+        if not wanted or not found:
             raise NoSuchRun(f"no run {wanted!r}", hint="`qvl-orchestrate status` lists all runs")
-        exact = found[0].run_id == wanted or found[0].name == wanted
-        if len(found) > 1 and not exact:
-            names = ", ".join(e.run_id for e in found[:5])
-            raise UsageError(f"{wanted!r} fits several runs: {names}")
-        return found[0]
+        if found[0].run_id == wanted:
+            return found[0]
+        if found[0].name != wanted:
+            if len(found) > 1:
+                raise UsageError(f"{wanted!r} fits several runs: {_listed(found)}")
+            return found[0]
+        named = [e for e in found if e.name == wanted]
+        if live:
+            named = [e for e in named if not e.final] or named[:1]
+        if alone and len(named) > 1:
+            raise UsageError(
+                f"{len(named)} runs are called {wanted!r}: {_listed(named)}",
+                hint="name the one that is meant by its id",
+            )
+        return named[0]
 
     def remove(self, run_id: str) -> None:
         """Forget a run."""
@@ -132,7 +158,7 @@ class Registry:
 
     def deaths(self, since: float) -> list[NodeDeath]:
         """Those after `since` (seconds since the epoch) that nobody has forgiven."""
-        with self._open() as db:
+        with self._read() as db:
             rows = db.execute(
                 "SELECT * FROM node_deaths WHERE at > ? AND forgiven = 0 ORDER BY at", (since,)
             )
@@ -156,15 +182,79 @@ class Registry:
                 "UPDATE node_deaths SET forgiven = 1 WHERE node = ?", [(n,) for n in nodes]
             )
 
+    def rebuild(self) -> Path | None:
+        """Move a damaged registry aside, so that runs can be entered anew; where to, or None if
+        it is whole.
+        """
+        try:
+            with self._read() as db:
+                for (fault,) in db.execute("PRAGMA quick_check(1)"):
+                    if fault == "ok":
+                        return None
+        except RegistryDamaged:
+            pass
+        number = 1 + len(list(self._state_dir.glob(f"{self._path.name}.damaged-*")))
+        aside = self._path.with_name(f"{self._path.name}.damaged-{number}")
+        with self._said():
+            self._path.rename(aside)
+        return aside
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self._path, timeout=10.0)) as db:
-            self._path.chmod(0o600)
+        """To write: in a folder that is made if it is not there."""
+        with self._said():
+            self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._connected(self._path) as db:
+                yield db
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        """To read: a registry that was never written is empty, and nothing is made."""
+        with (
+            self._said(),
+            self._connected(self._path if self._has_content() else ":memory:") as db,
+        ):
+            yield db
+
+    def _has_content(self) -> bool:
+        """False also for a file that a full disk has kept empty."""
+        try:
+            return self._path.stat().st_size > 0
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def _connected(self, where: Path | str) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(where, timeout=BUSY_S)) as db:
+            if isinstance(where, Path) and stat.S_IMODE(where.stat().st_mode) != PRIVATE:
+                where.chmod(PRIVATE)
             db.row_factory = sqlite3.Row
             db.executescript(_SCHEMA)
             with db:
                 yield db
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Errors of the file system and of SQLite as what they mean for a person."""
+        try:
+            yield
+        except OSError as fault:
+            raise faults.of_files(self._state_dir, fault) from fault
+        except sqlite3.Error as fault:
+            told = faults.of_database(self._path, fault)
+            if told is None:
+                raise
+            raise told from fault
+
+
+def _listed(entries: Sequence[RunEntry]) -> str:
+    """Their ids, with the state of each where it is known."""
+    shown = [
+        f"{e.run_id} ({e.row['state']})" if e.row and "state" in e.row else e.run_id
+        for e in entries[:LISTED]
+    ]
+    more = len(entries) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _entry(row: sqlite3.Row) -> RunEntry:
@@ -176,6 +266,15 @@ def _entry(row: sqlite3.Row) -> RunEntry:
         created_at=row["created_at"],
         gpus=row["gpus"],
         final=bool(row["final"]),
-        row=json.loads(row["row"]) or None,
+        row=_row(row["row"]),
         seen_at=row["seen_at"],
     )
+
+
+def _row(text: str) -> dict[str, Any] | None:
+    """A status row; one that is damaged is not known."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and row else None

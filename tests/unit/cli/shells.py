@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -94,6 +95,13 @@ class Desk(Shell):
                 return row
             time.sleep(0.05)
         raise AssertionError(f"not reached: {wanted}; last: {row}\n{self.bench.folder}")
+
+    def eventually(self, holds: Callable[[], bool]) -> None:
+        """Wait until it holds."""
+        end = time.monotonic() + 20
+        while not holds():
+            assert time.monotonic() < end, "it did not come to that"
+            time.sleep(0.05)
 
     def files_with(self, text: str) -> list[str]:
         """Every file below the workplace that contains `text`; those of writers at work may go."""
