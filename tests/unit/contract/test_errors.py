@@ -18,8 +18,10 @@ CODES = {
     errors.StorageError: 69,
     errors.CheckpointError: 73,
     errors.LogDamaged: 73,
+    errors.RegistryDamaged: 73,
     errors.ContractRefused: 78,
     errors.NotOwner: 79,
+    errors.PeersMissing: 1,
     errors.InternalError: 1,
 }
 

@@ -107,7 +107,7 @@ def test_the_site_chooses_who_looks_after_a_run(
     assert "left on this machine" in loop.leave_controller(run.run)
     assert started == [run.run.run_id]
     for kind, words in (
-        ("none", "none was started: qvl-orchestrate controller once"),
+        ("none", "none was started: `qvl-orchestrate controller once`"),
         ("deployment", "is the Deployment of k8s/controller.yaml there?"),
     ):
         choose(run, controller=kind)
