@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +52,29 @@ def pid_of(identifier: str) -> int | None:
     if not pid.isdecimal() or process_id(int(pid)) != identifier:
         return None
     return int(pid)
+
+
+def send_signal(identifier: str, number: int) -> bool:
+    """Signal the process of that `process_id`, and no later one of the same pid; False if it has
+    ended.
+    """
+    pid = pid_of(identifier)
+    if pid is None:
+        return False
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # From here on the pid is kept: compared once more, it cannot change any more.
+        if pid_of(identifier) is None:
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def identify(backend: str, environ: Mapping[str, str], agent_pid: int) -> Identity:

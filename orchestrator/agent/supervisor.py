@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.agent import child as children
 from orchestrator.agent import devices
 from orchestrator.agent.child import Child
+from orchestrator.agent.identity import process_id
 from orchestrator.agent.memory import oom_kills
 from orchestrator.agent.outcome import RankEnd, node_outcome, verdict_fields
 from orchestrator.agent.start import leave_word
@@ -362,10 +363,10 @@ class Supervisor:
         sys.stdout.flush()
 
     def _say_state(self, state: str) -> None:
-        """For the local backend: whether this agent still waits, and the pids of its ranks."""
+        """For the local backend: whether this agent still waits, and which its ranks are."""
         if self._state_file is None:
             return
-        ranks = [r.process.pid for r in self._ranks]
+        ranks = [process_id(r.process.pid, ended=True) for r in self._ranks]
         tmp = self._state_file.with_suffix(".tmp")
         tmp.write_text(json.dumps({"state": state, "ranks": ranks}))
         tmp.replace(self._state_file)

@@ -76,8 +76,27 @@ class Observation:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job that was handed over. Schedulers give ids and names a second time (Slurm once it has
+    lost its state), so each question and each act names what no other job can have, too.
+    """
+
+    id: str
+    key: str
+    """Its idempotency key, which stands in its name or label."""
+    uid: str = ""
+    """What the backend never gives twice; empty where it has no such thing."""
+
+    def __str__(self) -> str:
+        return self.id
+
+
 class Backend(Protocol):
-    """One scheduler. Every verb may be repeated; Unreachable if it does not answer."""
+    """One scheduler. Every verb may be repeated; Unreachable if it does not answer.
+
+    A job that is another one by now is forgotten for `observe`, and nobody's to act on.
+    """
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -85,16 +104,16 @@ class Backend(Protocol):
     def prepare(self, job: ResolvedJob, spec: TrainSpec) -> Submission:
         """Pure: the text of the submission."""
 
-    def submit(self, submission: Submission, key: str) -> str:
-        """Hand over and return the backend's id; a job with this key is found, not doubled."""
+    def submit(self, submission: Submission, key: str) -> JobRef:
+        """Hand over; a job with this key is found, not doubled."""
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
-        """Every id asked for, in as few questions as possible."""
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
+        """Every job asked for, in as few questions as possible."""
 
-    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+    def notify(self, job: JobRef, signal: str, rank: int | None) -> None:
         """Deliver a notice as the scheduler would; to one rank only if `rank` is given."""
 
-    def cancel(self, backend_id: str) -> None:
+    def cancel(self, job: JobRef) -> None:
         """End the job with its grace; no error if it has ended."""
 
 
@@ -111,10 +130,10 @@ class Found:
 class RemembersRuns(Protocol):
     """A backend that keeps things of a run beside its jobs. Every call may be repeated."""
 
-    def withdraw(self, backend_id: str, why: str) -> None:
+    def withdraw(self, job: JobRef, why: str) -> None:
         """Take back a job that is stuck; it then counts as `unstartable`, not as cancelled."""
 
-    def give_back(self, backend_id: str, why: str) -> None:
+    def give_back(self, job: JobRef, why: str) -> None:
         """Take back a job for which there is no room now; it is `absent` until it is submitted
         again, under the same key.
         """
@@ -136,7 +155,7 @@ class RemembersRuns(Protocol):
 class Wakes(Protocol):
     """A backend that can say when it is worth looking again."""
 
-    def wait(self, seconds: float, backend_id: str | None = None) -> None:
+    def wait(self, seconds: float, job: JobRef | None = None) -> None:
         """Return when that job (None: any) may have changed, or when the time is over."""
 
 

@@ -152,10 +152,12 @@ def _preempt_at(run: Run, how: _How, step: int) -> None:
     if how.preempt_with is None:
         preempt(run, how.signal)
         return
+    from orchestrator.controller.observe import observe
     from orchestrator.doctor.probe import nodes_of, take_nodes
 
-    row = refresh(run.registry, run.clock, run.registry.find(run.run_id)).row
-    take_nodes(how.preempt_with, nodes_of(str(row["backend_job_id"])))
+    job = observe(run).job
+    if job is not None:
+        take_nodes(how.preempt_with, nodes_of(job))
 
 
 def _step(run: Run) -> int:

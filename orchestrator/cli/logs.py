@@ -116,13 +116,14 @@ def until_settled(run: Run) -> Iterator[None]:
 def is_settled(run: Run) -> bool:
     """True if nothing will change without a person, and no job is there that could speak."""
     from orchestrator.controller.observe import backend_phase
+    from orchestrator.controller.rows import job_of
     from orchestrator.controller.status import refresh
     from orchestrator.domain.states import FINAL, State
 
     row = refresh(run.registry, run.clock, run.registry.find(run.run_id)).row
     if row["state"] not in FINAL and row["state"] != State.HELD:
         return False
-    return backend_phase(run, row["backend_job_id"]) not in ("pending", "running")
+    return backend_phase(run, job_of(row)) not in ("pending", "running")
 
 
 class _Source:

@@ -61,6 +61,8 @@ class SubmissionId:
 
     number: int
     backend_id: str
+    uid: str = ""
+    """What the backend never gives to a second job, where it has such a thing."""
     time: str = ""
     schema: int = 1
 

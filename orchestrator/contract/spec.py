@@ -47,6 +47,11 @@ class TrainSpec:
     """The resolved job of this submission, relative to the run directory."""
     schema: int = 1
 
+    @property
+    def key(self) -> str:
+        """The submission's idempotency key, by which its job is called: `<run>-<submission>`."""
+        return f"{self.run_id}-{self.submission}"
+
 
 StartKind = Literal["latest", "checkpoint", "weights", "scratch"]
 

@@ -48,11 +48,11 @@ def preempt(run: Run, signal: str, ranks: Sequence[int] = ()) -> None:
     Raises UserError if nothing runs.
     """
     seen = observe(run)
-    if not is_live(seen.facts) or seen.backend_id is None:
+    if not is_live(seen.facts) or seen.job is None:
         raise UserError(f"run {run.run_id} has no job now, so there is nothing to preempt")
     run.event("preempt_requested", {"signal": signal, "ranks": list(ranks)}, writer="cli")
     for rank in ranks or (None,):
-        run.backend.notify(seen.backend_id, signal, rank)
+        run.backend.notify(seen.job, signal, rank)
 
 
 def cancel(run: Run) -> bool:
@@ -66,8 +66,8 @@ def cancel(run: Run) -> bool:
         return False
     run.storage.create(layout.TOMBSTONE, canonical({"time": iso(run.clock.now()), "by": "cancel"}))
     run.event("cancelling", {}, writer="cli")
-    if seen.backend_id is not None and is_live(seen.facts):
-        run.backend.cancel(seen.backend_id)
+    if seen.job is not None and is_live(seen.facts):
+        run.backend.cancel(seen.job)
     return True
 
 

@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from orchestrator.backends.base import RemembersRuns, Wakes, load_backend
+from orchestrator.backends.base import JobRef, RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
+from orchestrator.controller import rows
 from orchestrator.controller.lease import FLEET_TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
@@ -69,13 +70,13 @@ def _pause(run: Run, step: Step, clock: Clock) -> None:
     """Wait until the job has ended, or it is time for a full pass."""
     poll_s = run.backend.capabilities.poll_s
     until = clock.monotonic() + REFRESH_S
-    backend_id = step.row["backend_job_id"]
+    job = rows.job_of(step.row)
     clock.sleep(poll_s)
-    if backend_id is not None and isinstance(run.backend, Wakes):
-        run.backend.wait(until - clock.monotonic(), backend_id)
+    if job is not None and isinstance(run.backend, Wakes):
+        run.backend.wait(until - clock.monotonic(), job)
         return
-    while backend_id is not None and clock.monotonic() < until:
-        if not still_running(run, backend_id):
+    while job is not None and clock.monotonic() < until:
+        if not still_running(run, job):
             return
         clock.sleep(poll_s)
 
@@ -107,17 +108,17 @@ def ask_ahead(registry: Registry, entries: Sequence[RunEntry]) -> None:
     """One question for the jobs of all runs, to a backend that keeps the answer for the
     questions on single jobs that follow.
     """
-    jobs: dict[str, list[str]] = {}
+    jobs: dict[str, list[JobRef]] = {}
     for entry in entries:
-        job = (entry.row or {}).get("backend_job_id")
+        job = rows.job_of(entry.row or {})
         if job is not None and not entry.final:
             jobs.setdefault(entry.backend, []).append(job)
-    for name, ids in jobs.items():
+    for name, refs in jobs.items():
         # Each run meets a fault itself, and says so in its own row.
         with suppress(*FAULTS):
             backend = load_backend(name, registry.state_dir)
             if backend.capabilities.keeps_answers:
-                backend.observe(ids)
+                backend.observe(refs)
 
 
 class Rounds:

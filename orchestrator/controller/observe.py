@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from orchestrator.backends.base import Observation
+from orchestrator.backends.base import JobRef, Observation
 from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.codes import ExitCode
@@ -33,21 +33,27 @@ class Seen:
 
     facts: RunFacts
     newest: SubmissionRecord | None
-    backend_id: str | None
+    job: JobRef | None
+    """The newest submission's; None if its backend never took it."""
     summary: RunSummary | None
     view: LogView
+
+    @property
+    def backend_id(self) -> str | None:
+        """How the backend calls that job."""
+        return self.job.id if self.job else None
 
 
 def observe(run: Run) -> Seen:
     """Everything about a run, read now. Raises StorageError if the run directory is away."""
     submissions = attempts.read_submissions(run.storage)
     newest = submissions[-1] if submissions else None
-    backend_id = attempts.read_backend_id(run.storage, newest.number) if newest else None
+    job = _handed_over(run, newest) if newest else None
     view = RunLog(run.storage, run.clock).read()
     summary = read_summary(run.storage)
     budgets = policy(run, newest.spec.resolved if newest else layout.RESOLVED)
     claims = evidence.claims_since_resume(run.storage, submissions)
-    seen = observation(run, backend_id)
+    seen = observation(run, job)
     phase = _settled_phase(run, seen, newest, claims, summary)
     ending = seen.ending
     if (
@@ -92,22 +98,27 @@ def observe(run: Run) -> Seen:
     if facts.last and facts.last.verdict and facts.last.verdict.code == ExitCode.REFUSED:
         other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
         facts = replace(facts, other_checkpoint=other)
-    return Seen(facts, newest, backend_id, summary, view)
+    return Seen(facts, newest, job, summary, view)
 
 
-def observation(run: Run, backend_id: str | None) -> Observation:
+def _handed_over(run: Run, record: SubmissionRecord) -> JobRef | None:
+    note = attempts.read_submission_id(run.storage, record.number)
+    return None if note is None else JobRef(note.backend_id, record.key, note.uid)
+
+
+def observation(run: Run, job: JobRef | None) -> Observation:
     """What the backend says of the job; `absent` if it never got one, `unknown` if silent."""
-    if backend_id is None:
+    if job is None:
         return Observation(phase="absent")
     try:
-        return run.backend.observe([backend_id])[backend_id]
+        return run.backend.observe([job])[job]
     except Unreachable as fault:
         return Observation(phase="unknown", detail=fault.message)
 
 
-def backend_phase(run: Run, backend_id: str | None) -> BackendPhase:
+def backend_phase(run: Run, job: JobRef | None) -> BackendPhase:
     """The phase of `observation`."""
-    return observation(run, backend_id).phase
+    return observation(run, job).phase
 
 
 def _arrivals(

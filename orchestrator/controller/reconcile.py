@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.base import RemembersRuns
+from orchestrator.backends.base import JobRef, RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
@@ -58,14 +58,14 @@ def reconcile(run: Run) -> Step:
         full = _submit_if_taken(run, seen, decision)
         seen = observe(run)
         decision = decide(seen.facts)
-    elif isinstance(decision, GiveBack) and seen.backend_id is not None:
-        _give_back(run, seen.backend_id, decision)
+    elif isinstance(decision, GiveBack) and seen.job is not None:
+        _give_back(run, seen.job, decision)
         seen = observe(run)
         decision = decide(seen.facts)
-    elif isinstance(decision, Stop) and seen.backend_id is not None:
-        run.backend.cancel(seen.backend_id)
-    elif isinstance(decision, Hold) and seen.facts.stuck and seen.backend_id is not None:
-        _withdraw(run, seen.backend_id, decision)
+    elif isinstance(decision, Stop) and seen.job is not None:
+        run.backend.cancel(seen.job)
+    elif isinstance(decision, Hold) and seen.facts.stuck and seen.job is not None:
+        _withdraw(run, seen.job, decision)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
     row = rows.full_row(run, seen, decision, state)
     if full is not None:
@@ -75,22 +75,22 @@ def reconcile(run: Run) -> Step:
     return Step(state, decision, row)
 
 
-def _withdraw(run: Run, backend_id: str, decision: Hold) -> None:
+def _withdraw(run: Run, job: JobRef, decision: Hold) -> None:
     """Free what a job holds that waits in vain."""
     if isinstance(run.backend, RemembersRuns):
-        run.backend.withdraw(backend_id, decision.message)
+        run.backend.withdraw(job, decision.message)
 
 
-def _give_back(run: Run, backend_id: str, decision: GiveBack) -> None:
+def _give_back(run: Run, job: JobRef, decision: GiveBack) -> None:
     """Free what a job holds in vain, until there may be room for all of it."""
     if isinstance(run.backend, RemembersRuns):
-        run.backend.give_back(backend_id, decision.reason)
+        run.backend.give_back(job, decision.reason)
         run.event("given_back", {"reason": decision.reason})
 
 
-def still_running(run: Run, backend_id: str) -> bool:
+def still_running(run: Run, job: JobRef) -> bool:
     """The cheap question between passes."""
-    return backend_phase(run, backend_id) in ("pending", "running")
+    return backend_phase(run, job) in ("pending", "running")
 
 
 def _record_end(
@@ -164,7 +164,7 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
         reset_batch_plan=newest.reset_batch_plan and not claimed,
         spec=replace(newest.spec, submission=newest.number + 1),
     )
-    following = with_key(run, following)
+    following = with_key(following)
     record = attempts.create_submission(run.storage, following) or following
     hand_over(run, record)
     data = {"submission": record.number, "reason": decision.reason, "ended": seen.facts.ending}
@@ -173,9 +173,9 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     run.event("requeued", data)
 
 
-def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
+def with_key(record: SubmissionRecord) -> SubmissionRecord:
     """The record with its idempotency key and a token of this writer."""
-    return replace(record, key=f"{run.run_id}-{record.number}", token=secrets.token_hex(16))
+    return replace(record, key=record.spec.key, token=secrets.token_hex(16))
 
 
 def hand_over(run: Run, record: SubmissionRecord) -> str:
@@ -186,24 +186,26 @@ def hand_over(run: Run, record: SubmissionRecord) -> str:
         avoided = list(nodes.excluded(run.registry, run.clock.now()))
     wanted = nodes.keeping_away(job, avoided)
     try:
-        backend_id = _given(run, wanted, record)
+        taken = _given(run, wanted, record)
     except UserError:
         if not avoided:
             raise
         # Too few nodes may be left. A job on a doubtful node is better than none.
-        backend_id = _given(run, job, record)
+        taken = _given(run, job, record)
         avoided = []
     if avoided:
         run.event(
             "nodes_excluded", {"submission": record.number, "nodes": [n.node for n in avoided]}
         )
-    note = SubmissionId(number=record.number, backend_id=backend_id, time=iso(run.clock.now()))
+    note = SubmissionId(
+        number=record.number, backend_id=taken.id, uid=taken.uid, time=iso(run.clock.now())
+    )
     attempts.record_backend_id(run.storage, note)
-    return backend_id
+    return taken.id
 
 
-def _given(run: Run, job: ResolvedJob, record: SubmissionRecord) -> str:
-    """The backend's id; where its own files cannot be written, QvlError with the cause."""
+def _given(run: Run, job: ResolvedJob, record: SubmissionRecord) -> JobRef:
+    """The job as its backend took it; where that cannot write its files, QvlError says why."""
     prepared = run.backend.prepare(job, record.spec)
     try:
         return run.backend.submit(prepared, record.key)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from orchestrator.backends.base import RemembersRuns
+from orchestrator.backends.base import JobRef, RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
@@ -74,8 +74,7 @@ def withdrawn_on_failure(run: Run) -> Iterator[None]:
 
 def remove_blindly(run: Run) -> None:
     """Remove a run whose records cannot be read. Refuses while its job may be at work."""
-    backend_id = _live_job(run)
-    if backend_id is not None:
+    if _live_job(run) is not None:
         raise at_work(run)
     if not directory_gone(run.entry.uri):
         remove_directory(run.storage)
@@ -87,9 +86,9 @@ def stop_blindly(run: Run) -> None:
     now = run.clock.now()
     if not directory_gone(run.entry.uri):
         run.storage.create(layout.TOMBSTONE, canonical({"time": iso(now), "by": "cancel"}))
-    backend_id = _live_job(run)
-    if backend_id is not None:
-        run.backend.cancel(backend_id)
+    job = _live_job(run)
+    if job is not None:
+        run.backend.cancel(job)
     row = run.entry.row or rows.blank_row(run.entry)
     ended = {"state": State.CANCELLED.value, "reason": "cancelled", "next": None}
     run.registry.saw(run.run_id, {**row, **ended}, final=True, at=now)
@@ -126,14 +125,14 @@ def _remove_objects(storage: Storage) -> None:
             storage.abort_upload(upload)
 
 
-def _live_job(run: Run) -> str | None:
+def _live_job(run: Run) -> JobRef | None:
     """The job that the registry knows of the run, if it may be at work."""
-    backend_id = (run.entry.row or {}).get("backend_job_id")
-    if backend_id is None:
+    job = rows.job_of(run.entry.row or {})
+    if job is None:
         return None
-    seen = observation(run, backend_id)
+    seen = observation(run, job)
     ended = seen.phase == "gone" or (seen.phase == "unknown" and seen.forgotten)
-    return None if ended else backend_id
+    return None if ended else job
 
 
 def _forget(run: Run, backend_id: str | None) -> None:

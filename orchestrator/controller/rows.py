@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.backends.base import JobRef
 from orchestrator.clock import parse_iso
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.observe import Seen
@@ -21,6 +23,8 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "name": entry.name,
         "backend": entry.backend,
         "backend_job_id": None,
+        "backend_job_key": None,
+        "backend_job_uid": "",
         "state": State.QUEUED.value,
         "reason": None,
         "attempt": 0,
@@ -47,7 +51,7 @@ def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str
     row = blank_row(run.entry)
     last = seen.facts.last
     row |= {
-        "backend_job_id": seen.backend_id,
+        **_job_fields(seen.job),
         "state": state.value,
         "attempt": last.number if last else (seen.summary.attempt if seen.summary else 0),
         "reason": _reason(decision, seen),
@@ -60,6 +64,19 @@ def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str
     row["preemptions"] = max(row["preemptions"], seen.facts.preemptions)
     row["grace_s"] = seen.facts.policy.grace_s
     return row
+
+
+def _job_fields(job: JobRef | None) -> dict[str, Any]:
+    if job is None:
+        return {}
+    return {"backend_job_id": job.id, "backend_job_key": job.key, "backend_job_uid": job.uid}
+
+
+def job_of(row: Mapping[str, Any]) -> JobRef | None:
+    """The job of a row; None if it has none, or is of a version that did not note its key."""
+    if row.get("backend_job_id") is None or not row.get("backend_job_key"):
+        return None
+    return JobRef(row["backend_job_id"], row["backend_job_key"], row.get("backend_job_uid") or "")
 
 
 FULL = "submit-limit"

@@ -126,15 +126,15 @@ def remember(registry: Registry, clock: Clock, entry: RunEntry) -> None:
 
 def _row(run: Run, entry: RunEntry, *, free: bool) -> dict[str, Any]:
     row = entry.row or rows.blank_row(entry)
-    backend_id = row.get("backend_job_id")
-    phase = backend_phase(run, backend_id) if free and backend_id else None
+    job = rows.job_of(row)
+    phase = backend_phase(run, job) if free and job else None
     if row["state"] == State.HELD and phase != "running":
         return row
     summary = read_summary(run.storage)
     if phase == "running" and summary is not None and row["state"] != State.CANCELLING:
         state = _live_state(row["state"], summary.phase)
         return rows.with_summary({**row, "state": state, "next": None}, summary)
-    if free or backend_id is None:
+    if free or row.get("backend_job_id") is None:
         return _still_waiting(row, _full(run))
     return _attended(run, row if summary is None else rows.with_summary(row, summary))
 

@@ -175,7 +175,7 @@ def start_submission(
         template_sha256=prepared.template_sha256,
         time=iso(run.clock.now()),
     )
-    record = with_key(run, record)
+    record = with_key(record)
     other = attempts.create_submission(run.storage, record)
     if other is not None:
         raise StorageError(

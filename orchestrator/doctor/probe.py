@@ -12,7 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import commands
+from orchestrator.backends.slurm.queue import Queue
 from orchestrator.backends.slurm.settings import parse_settings
 from orchestrator.backends.slurm.values import gpu_options
 from orchestrator.config.site import SiteConfig
@@ -58,9 +60,9 @@ def run_probe(
     folder = state_dir / "probes" / secrets.token_hex(6)
     folder.mkdir(mode=0o700, parents=True)
     taker = None
-    job_id = _submit(folder, partition, bool(preempt_with), site)
+    job = _submit(folder, partition, bool(preempt_with), site)
     try:
-        watch = _Watch(folder, job_id)
+        watch = _Watch(folder, job.id)
         probe = watch.until_running()
         if probe.lines and preempt_with:
             time.sleep(TASK_S)
@@ -70,7 +72,7 @@ def run_probe(
         elif probe.lines:
             probe = watch.until_ended()
     finally:
-        for one in filter(None, (job_id, taker)):
+        for one in filter(None, (job, taker)):
             _cancel(one)
     probe = replace(
         probe,
@@ -82,17 +84,18 @@ def run_probe(
     return judge_probe.judge(probe)
 
 
-def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig) -> str:
-    """Slurm's id of the probe. One GPU is asked for, and none where the cluster has none."""
+def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig) -> JobRef:
+    """The probe's job. One GPU is asked for, and none where the cluster has none."""
     rules = site.slurm
     block = {"gpu_request": rules.gpu_request, "gpu_type": rules.gpu_type}
     gpus = gpu_options(1, parse_settings(block))
     common = [f"--{name}={value}" for name, value in
               (("partition", partition), ("account", rules.account), ("qos", rules.qos))
               if value]  # fmt: skip
+    name = f"qvl-probe-{folder.name}"
     for options in ([*common, *gpus], common):
         values = {
-            "job_name": f"qvl-probe-{folder.name}",
+            "job_name": name,
             "minutes": PREEMPT_MINUTES if preempt else LIMIT_MINUTES,
             "options": options,
             "folder": str(folder),
@@ -109,7 +112,7 @@ def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig
         argv = ["sbatch", "--parsable", f"--chdir={folder}", str(script)]
         answer = commands.run(argv)
         if answer.ok:
-            return answer.out.strip().partition(";")[0]
+            return JobRef(answer.out.strip().partition(";")[0], name)
         if "gres" not in answer.err.lower() and "configuration" not in answer.err.lower():
             break
     raise UserError(f"Slurm refuses the probe: {answer.words}", hint="give --partition, --site")
@@ -124,36 +127,38 @@ def _said(argv: list[str]) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def nodes_of(job_id: str) -> str:
+def nodes_of(job: JobRef) -> str:
     """The nodes that a job runs on, as Slurm writes them: `gpu[3-4]`."""
-    answer = commands.run(["scontrol", "-o", "show", "job", job_id])
+    answer = commands.run(["scontrol", "-o", "show", "job", job.id])
     found = dict(w.split("=", 1) for w in answer.out.split() if "=" in w)
     nodes = found.get("NodeList", "")
-    if not answer.ok or nodes in ("", "(null)"):
-        raise UserError(f"job {job_id} runs on no node now", hint="squeue --me")
+    mine = found.get("JobName") == job.key
+    if not answer.ok or not mine or nodes in ("", "(null)"):
+        raise UserError(f"job {job.id} ({job.key}) runs on no node now", hint="squeue --me")
     return nodes
 
 
-def take_nodes(partition: str, nodes: str) -> str:
-    """A short job that takes exactly these nodes, and preempts what runs there; its id.
+def take_nodes(partition: str, nodes: str) -> JobRef:
+    """A short job that takes exactly these nodes, and preempts what runs there.
 
     Raises UserError if Slurm refuses it.
     """
     argv = ["sbatch", "--parsable", f"--partition={partition}", f"--nodelist={nodes}"]
-    argv += ["--exclusive", "--time=2", "--output=/dev/null", "--job-name=qvl-taker"]
+    name = f"qvl-taker-{secrets.token_hex(6)}"
+    argv += ["--exclusive", "--time=2", "--output=/dev/null", f"--job-name={name}"]
     answer = commands.run([*argv, "--wrap=sleep 1"])
     if not answer.ok:
         raise UserError(
             f"no job can be submitted to {partition}: {answer.words}",
             hint="--preempt-with names a partition with a higher PriorityTier",
         )
-    return answer.out.strip().partition(";")[0]
+    return JobRef(answer.out.strip().partition(";")[0], name)
 
 
-def _cancel(job_id: str) -> None:
+def _cancel(job: JobRef) -> None:
     with suppress(QvlError):
-        commands.run(["scontrol", "update", f"jobid={job_id}", "requeue=0"])
-        commands.run(["scancel", job_id])
+        if Queue(time.time, time.monotonic).knows(job):
+            commands.end_job(job.id)
 
 
 def _configured(partition: str) -> int | None:

@@ -29,14 +29,15 @@ class Cause:
 
 
 def read_cause(
-    shown: str, *, restart_count: int, now: float, signal_s: float | None = None
+    shown: str, *, key: str, restart_count: int, now: float, signal_s: float | None = None
 ) -> Cause | None:
-    """From `scontrol -o show job` with times in seconds since the epoch; None if unreadable.
+    """From `scontrol -o show job` with times in seconds since the epoch; None if unreadable, or
+    if the job is not called `key`: a Slurm that lost its state gives ids a second time.
 
     `signal_s`: how long before its time limit the job is told; None = unknown. Pure.
     """
     state = _field(shown, "JobState")
-    if state is None:
+    if state is None or _field(shown, "JobName") != key:
         return None
     end = _number(shown, "EndTime")
     left = None if end is None else end - now
@@ -68,9 +69,15 @@ class Witness:
     """Asks once, in a thread of its own, and reports what it learns."""
 
     def __init__(
-        self, environ: Mapping[str, str], clock: Clock, report: Callable[[Cause], None]
+        self,
+        environ: Mapping[str, str],
+        key: str,
+        clock: Clock,
+        report: Callable[[Cause], None],
     ) -> None:
+        """`key`: what the job is called."""
         self._environ = environ
+        self._key = key
         self._clock = clock
         self._report = report
         self._thread: threading.Thread | None = None
@@ -101,6 +108,8 @@ class Witness:
         except (OSError, subprocess.SubprocessError):
             return
         restarts = int(self._environ.get("SLURM_RESTART_COUNT", "0"))
-        found = read_cause(done.stdout, restart_count=restarts, now=self._clock.now())
+        found = read_cause(
+            done.stdout, key=self._key, restart_count=restarts, now=self._clock.now()
+        )
         if found is not None:
             self._report(found)

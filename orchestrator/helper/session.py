@@ -78,7 +78,7 @@ class Session:
         self._cause = ""
         self._warned = ""
         self._startup = Startup(clock, self._event, self._started)
-        self._witness = Witness(os.environ, clock, self._from_witness)
+        self._witness = Witness(os.environ, spec.key, clock, self._from_witness)
 
     def run(self, *, rejoin: bool) -> int:
         """Start (or take up again) the attempt and serve until the agent is done."""

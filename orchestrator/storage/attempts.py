@@ -72,15 +72,20 @@ def read_submissions(storage: Storage) -> list[SubmissionRecord]:
 
 
 def record_backend_id(storage: Storage, record: SubmissionId) -> None:
-    """Note how the backend calls a submission; the first note stays."""
-    _create(storage, layout.submission_id(record.number), record)
+    """Note how the backend calls a submission; the first note stays, but for the uid of a job
+    that was given back and made anew.
+    """
+    path = layout.submission_id(record.number)
+    known = _create(storage, path, record)
+    if known is not None and known.backend_id == record.backend_id and known.uid != record.uid:
+        storage.put(path, canonical(to_json(record)))
 
 
-def read_backend_id(storage: Storage, number: int) -> str | None:
+def read_submission_id(storage: Storage, number: int) -> SubmissionId | None:
     """How the backend calls submission `number`; None if it never answered."""
     path = layout.submission_id(number)
     try:
-        return _decode(SubmissionId, storage.get(path), path).backend_id
+        return _decode(SubmissionId, storage.get(path), path)
     except NotFound:
         return None
 

@@ -143,6 +143,7 @@ class FakeKube:
             _merge(self.objects[key], body)
             return 200, self.objects[key]
         assert method == "DELETE"
+        _same(self.objects[key], body)
         self._delete(key)
         return 200, {"kind": "Status", "status": "Success"}
 
@@ -225,6 +226,7 @@ class FakeKube:
         pod = self.objects.get((namespace, "pods", name))
         if pod is None:
             raise Fault(404, "NotFound", f'pods "{name}" not found')
+        _same(pod, body.get("deleteOptions") or {})
         if not self.old:
             _condition(pod, "DisruptionTarget", "EvictionByEvictionAPI")
         self._end_pod(namespace, pod)
@@ -352,6 +354,12 @@ class FakeKube:
                 return
 
         return Handler
+
+
+def _same(found: Raw, options: Raw) -> None:
+    wanted = (options.get("preconditions") or {}).get("uid", found["metadata"]["uid"])
+    if wanted != found["metadata"]["uid"]:
+        raise Fault(409, "Conflict", "the UID in the precondition does not match")
 
 
 def _stamp(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import Observation
+from orchestrator.backends.base import JobRef, Observation
 from orchestrator.backends.kubernetes.api import ServerApi
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.contract.resolved import ResolvedJob
@@ -31,16 +31,16 @@ class World:
     """All objects of a kind."""
     patience_s: float = 5.0
 
-    def submit(self, number: int = 1, job: ResolvedJob | None = None, **spec: Any) -> str:
+    def submit(self, number: int = 1, job: ResolvedJob | None = None, **spec: Any) -> JobRef:
         job = job or self.job
         sent = replace(self.spec, submission=number, nodes=job.resources.nodes, **spec)
         submission = self.backend.prepare(job, sent)
         return self.backend.submit(submission, f"{sent.run_id}-{number}")
 
-    def see(self, identifier: str) -> Observation:
+    def see(self, identifier: JobRef) -> Observation:
         return self.backend.observe([identifier])[identifier]
 
-    def until_all_run(self, identifier: str, count: int) -> None:
+    def until_all_run(self, identifier: JobRef, count: int) -> None:
         """A pod that is taken away while it is being started ends late on old servers."""
         end = time.monotonic() + self.patience_s
         self.until(identifier, "running")
@@ -48,7 +48,7 @@ class World:
             assert time.monotonic() < end, "not all pods run"
             time.sleep(0.1)
 
-    def until(self, identifier: str, phase: str) -> Observation:
+    def until(self, identifier: JobRef, phase: str) -> Observation:
         end = time.monotonic() + self.patience_s
         while (seen := self.see(identifier)).phase != phase:
             assert time.monotonic() < end, f"{seen}, not {phase}"
@@ -155,7 +155,9 @@ class KubernetesContract:
             assert (seen.given_back, seen.detail) == (count, "no {{ room }}\n")
             assert seen.since is not None
             assert abs(seen.since - time.time()) < world.patience_s
-            assert world.submit() == identifier
+            again = world.submit()
+            assert (again.id, again.uid != identifier.uid) == (identifier.id, True)
+            identifier = again
         world.until(identifier, "running")
         world.backend.cancel(identifier)
         assert world.until(identifier, "gone").ending == "cancelled"
@@ -164,14 +166,14 @@ class KubernetesContract:
         identifier = world.submit()
         world.backend.give_back(identifier, "no room")
         world.until(identifier, "absent")
-        world.submit()
+        identifier = world.submit()
         world.backend.withdraw(identifier, "no image")
         seen = world.until(identifier, "gone")
         assert (seen.ending, seen.detail) == ("unstartable", "no image")
 
     def test_a_job_that_nobody_knows(self, world: World) -> None:
-        namespace = world.submit().partition("/")[0]
-        seen = world.see(f"{namespace}/other-1")
+        namespace = world.submit().id.partition("/")[0]
+        seen = world.see(JobRef(f"{namespace}/other-1", "other-1"))
         assert (seen.phase, seen.forgotten) == ("unknown", True)
 
     def test_the_next_submission_clears_away_what_would_still_start_pods(
@@ -180,7 +182,7 @@ class KubernetesContract:
         first = world.submit()
         second = world.submit(2)
         assert first != second
-        assert [j["metadata"]["name"] for j in world.get("jobs")] == [second.partition("/")[2]]
+        assert [j["metadata"]["name"] for j in world.get("jobs")] == [second.key]
 
     def test_secrets_travel_by_reference_and_are_forgotten(
         self, world: World, tmp_path: Path
@@ -196,8 +198,8 @@ class KubernetesContract:
         assert [s["metadata"]["name"] for s in mine] == [f"{world.spec.run_id}-env"]
         file.unlink()
         world.submit(2, job=job, secrets_file=str(file))
-        world.backend.forget_secrets(world.spec.run_id, identifier)
-        world.backend.forget_secrets(world.spec.run_id, identifier)
+        world.backend.forget_secrets(world.spec.run_id, identifier.id)
+        world.backend.forget_secrets(world.spec.run_id, identifier.id)
         with pytest.raises(UserError, match="not in the cluster any more"):
             world.submit(3, job=job, secrets_file=str(file))
 
@@ -205,12 +207,28 @@ class KubernetesContract:
         identifier = world.submit()
         found = [f for f in world.backend.discover() if f.run_id == world.spec.run_id]
         assert [f.uri for f in found] == ["/nowhere/run"]
-        world.backend.forget_run(world.spec.run_id, identifier)
+        world.backend.forget_run(world.spec.run_id, identifier.id)
         end = time.monotonic() + 30
         while world.get("jobs"):
             assert time.monotonic() < end
             time.sleep(0.2)
         assert world.see(identifier).forgotten or world.see(identifier).phase == "running"
+
+    def test_a_job_of_the_same_name_is_another_one(self, world: World) -> None:
+        """Deleted and made again by other hands, say, or restored from a backup."""
+        first = world.submit()
+        world.until(first, "running")
+        before = replace(first, uid="00000000-0000-0000-0000-000000000000")
+        world.backend.cancel(before)
+        with pytest.raises(UserError, match="no pod that runs"):
+            world.backend.notify(before, "SIGTERM", None)
+        assert world.see(first).phase == "running"
+        assert (world.see(before).phase, world.see(before).forgotten) == ("unknown", True)
+        assert not any(p["metadata"].get("deletionTimestamp") for p in world.get("pods"))
+        older = replace(first, uid="")
+        assert world.see(older).phase == "running", "submitted by a version that noted none"
+        world.backend.cancel(older)
+        world.until(first, "gone")
 
     def test_only_what_kubernetes_can_deliver(self, world: World) -> None:
         identifier = world.submit()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.identity import pid_of, start_ticks
+from orchestrator.backends.base import JobRef
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
@@ -28,6 +29,7 @@ from orchestrator.contract.resolved import (
     Resources,
 )
 from orchestrator.controller.reconcile import Step, reconcile
+from orchestrator.controller.rows import job_of
 from orchestrator.controller.run import Run
 from orchestrator.controller.submit import SiteSettings, submit
 from orchestrator.registry.store import Registry
@@ -145,13 +147,24 @@ class Driven:
 
     def wait_gone(self) -> None:
         """Until the newest job has ended (its helper may still tidy up)."""
-        number = max(s.number for s in attempts.read_submissions(self.storage))
-        backend_id = attempts.read_backend_id(self.storage, number)
+        job = self.job()
         end = time.monotonic() + PATIENCE_S
-        while backend_id and time.monotonic() < end:
-            if self.run.backend.observe([backend_id])[backend_id].phase == "gone":
+        while job and time.monotonic() < end:
+            if self.run.backend.observe([job])[job].phase == "gone":
                 return
             time.sleep(0.02)
+
+    def job(self) -> JobRef | None:
+        """The newest submission's job, as it was handed over."""
+        record = attempts.read_submissions(self.storage)[-1]
+        note = attempts.read_submission_id(self.storage, record.number)
+        return JobRef(note.backend_id, record.key, note.uid) if note else None
+
+    def cancel_job(self) -> None:
+        """Its backend's cancel, and no tombstone."""
+        job = self.job()
+        assert job is not None
+        self.run.backend.cancel(job)
 
     def until_step(self, number: int, *, attempt: int | None = None) -> Step:
         """Drive until the run has finished this optimizer step (in that attempt)."""
@@ -222,7 +235,9 @@ class Driven:
 
     def notify(self, name: str = "SIGTERM", rank: int | None = None) -> None:
         assert self.step is not None
-        self.run.backend.notify(self.step.row["backend_job_id"], name, rank)
+        job = job_of(self.step.row)
+        assert job is not None, "the run has no job"
+        self.run.backend.notify(job, name, rank)
 
     def agent_pid(self) -> int:
         assert self.step is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import Observation, Submission
+from orchestrator.backends.base import JobRef, Observation, Submission
 from orchestrator.backends.slurm.backend import SlurmBackend
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import Unreachable, UserError
@@ -37,8 +37,10 @@ class SlurmContract:
     asked anew each time) and `silence` (makes the daemon unreachable until it is called again).
     """
 
-    def submit(self, backend: SlurmBackend, body: str, key: str | None = None) -> tuple[str, str]:
-        """Id and key of a job with this body."""
+    def submit(
+        self, backend: SlurmBackend, body: str, key: str | None = None
+    ) -> tuple[JobRef, str]:
+        """A job with this body, and its key."""
         key = key or f"contract-{time.time_ns()}-{next(_numbers)}"
         text = BATCH.format(name=key, body=body)
         spec = TrainSpec(
@@ -56,7 +58,7 @@ class SlurmContract:
         return backend.submit(submission, key.replace("\n", " ")), key
 
     def until(
-        self, backend: SlurmBackend, job: str, wanted: Callable[[Observation], bool]
+        self, backend: SlurmBackend, job: JobRef, wanted: Callable[[Observation], bool]
     ) -> Observation:
         end = time.monotonic() + 60.0
         while not wanted(seen := backend.observe([job])[job]):
@@ -107,9 +109,20 @@ class SlurmContract:
 
     def test_an_unknown_job_is_forgotten_and_not_gone(self, backend: SlurmBackend) -> None:
         job, _ = self.submit(backend, "sleep 1")
-        found = backend.observe([job, "4000000"])
+        strangers = [JobRef("4000000", job.key), JobRef(job.id, "another-1")]
+        found = backend.observe([job, *strangers])
         assert found[job].phase in ("pending", "running")
-        assert (found["4000000"].phase, found["4000000"].forgotten) == ("unknown", True)
+        for other in strangers:
+            assert (found[other].phase, found[other].forgotten) == ("unknown", True)
+
+    def test_a_job_of_the_same_id_is_another_one(self, backend: SlurmBackend) -> None:
+        """Slurm counts anew once it has lost its state."""
+        job, _ = self.submit(backend, "sleep 2")
+        other = JobRef(job.id, "another-1")
+        backend.cancel(other)
+        with pytest.raises(UserError, match="knows no job"):
+            backend.notify(other, "SIGKILL", None)
+        assert self.until(backend, job, lambda o: o.phase == "gone").ending == "completed"
 
     def test_a_silent_slurm_is_unreachable(
         self, backend: SlurmBackend, silence: Callable[[], None]

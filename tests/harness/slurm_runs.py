@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.contract.resolved import ResolvedJob, Resources
-from orchestrator.storage import attempts
 from tests.harness.runs import Bench, Driven
 from tests.harness.slurm_cluster import Cluster, version
 
@@ -58,10 +57,9 @@ def until(ask: Callable[[], str], wanted: tuple[str, ...], seconds: float) -> st
 
 def job_id(run: Driven) -> str:
     """Slurm's id of the run's newest submission."""
-    newest = attempts.read_submissions(run.storage)[-1]
-    found = attempts.read_backend_id(run.storage, newest.number)
+    found = run.job()
     assert found is not None, "the newest submission was never handed over"
-    return found
+    return found.id
 
 
 def causes(run: Driven) -> list[str]:

@@ -77,11 +77,13 @@ class Api(Protocol):
     def patch(self, kind: Kind, namespace: str, name: str, body: Raw) -> Raw:
         """Merge into an object."""
 
-    def delete(self, kind: Kind, namespace: str, name: str) -> bool:
-        """With everything that belongs to it, each with its grace; False if it is gone."""
+    def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "") -> bool:
+        """With everything that belongs to it, each with its grace; False if it is gone, or is
+        another object than the one of that uid (empty: whatever has the name).
+        """
 
-    def evict(self, namespace: str, pod: str) -> bool:
-        """As a drain does; False if it is gone."""
+    def evict(self, namespace: str, pod: str, *, uid: str = "") -> bool:
+        """As a drain does; False as for `delete`."""
 
 
 class ServerApi:
@@ -159,23 +161,24 @@ class ServerApi:
     def patch(self, kind: Kind, namespace: str, name: str, body: Raw) -> Raw:
         return self._ask("PATCH", _path(kind, namespace, name), body=body)
 
-    def delete(self, kind: Kind, namespace: str, name: str) -> bool:
+    def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "") -> bool:
         try:
-            body = {"propagationPolicy": "Background"}
+            body = {"propagationPolicy": "Background", **_only(uid)}
             self._ask("DELETE", _path(kind, namespace, name), body=body)
         except Refused as fault:
-            if fault.status == 404:
+            if fault.status == 404 or (fault.status == 409 and uid):
                 return False
             raise
         return True
 
-    def evict(self, namespace: str, pod: str) -> bool:
+    def evict(self, namespace: str, pod: str, *, uid: str = "") -> bool:
         path = f"{_path('pods', namespace, pod)}/eviction"
         while True:
             body = {
                 "apiVersion": self._policy,
                 "kind": "Eviction",
                 "metadata": {"name": pod, "namespace": namespace},
+                "deleteOptions": _only(uid),
             }
             try:
                 self._ask("POST", path, body=body)
@@ -184,7 +187,7 @@ class ServerApi:
                 if self._policy == "policy/v1" and _is_unknown_version(fault):
                     self._policy = "policy/v1beta1"
                     continue
-                if fault.status == 404:
+                if fault.status == 404 or (fault.status == 409 and uid):
                     return False
                 raise
             return True
@@ -221,6 +224,11 @@ class ServerApi:
             raise Unreachable(f"the API server {self._client.base_url}: {words}") from None
         except ConfigError as fault:
             raise Unreachable(f"no credentials for the cluster: {fault}", hint=_LOG_IN) from None
+
+
+def _only(uid: str) -> Raw:
+    """What makes the server refuse (409) where the name stands for another object by now."""
+    return {"preconditions": {"uid": uid}} if uid else {}
 
 
 def _answer(answer: Any) -> Raw:

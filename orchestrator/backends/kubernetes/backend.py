@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from orchestrator.backends.base import Capabilities, Found, Observation, Submission
+from orchestrator.backends.base import Capabilities, Found, JobRef, Observation, Submission
 from orchestrator.backends.kubernetes import manifest, names, reading, values
 from orchestrator.backends.kubernetes.api import (
     Api,
@@ -101,13 +101,13 @@ class KubernetesBackend:
             template_sha256=rendered.sha256,
         )
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         try:
             return self._submit(submission, key)
         except Refused as fault:
             raise _refusal(fault) from None
 
-    def _submit(self, submission: Submission, key: str) -> str:
+    def _submit(self, submission: Submission, key: str) -> JobRef:
         from orchestrator.backends.kubernetes.executor import submit_manifest
 
         spec = submission.spec
@@ -127,12 +127,12 @@ class KubernetesBackend:
             self._is_back(namespace, owner, spec)
         self._cluster.forget()
         _refuse_stranger(known, spec)
-        return names.backend_id(namespace, key)
+        return JobRef(names.backend_id(namespace, key), key, read_job(known).uid)
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
-        return {i: reading.read(self._cluster.attempt(i), self._wall()) for i in ids}
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
+        return {j: reading.read(self._cluster.attempt(j.id), self._wall(), j.uid) for j in jobs}
 
-    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+    def notify(self, job: JobRef, signal: str, rank: int | None) -> None:
         """An eviction of every pod, as a drain makes it: SIGTERM and the whole grace."""
         if signal != "SIGTERM":
             raise UserError(
@@ -140,49 +140,70 @@ class KubernetesBackend:
             )
         if rank is not None:
             raise UserError("Kubernetes gives notice to whole pods", hint="leave out --rank")
-        namespace, name = names.split_id(backend_id)
-        evicted = [self._evict(namespace, pod) for pod in self._pods(namespace, name)]
+        namespace, name = names.split_id(job.id)
+        uid = self._uid(job)
+        pods = self._pods(namespace, name) if uid else ()
+        evicted = [self._evict(namespace, pod) for pod in pods if pod.owner == uid]
         self._cluster.forget()
         if not any(evicted):
-            raise UserError(f"job {backend_id} has no pod that runs")
+            raise UserError(f"job {job.id} has no pod that runs")
 
-    def cancel(self, backend_id: str) -> None:
-        namespace, name = names.split_id(backend_id)
-        self._said(lambda: self._api.delete("jobs", namespace, name), "the Job cannot be deleted")
+    def cancel(self, job: JobRef) -> None:
+        namespace, name = names.split_id(job.id)
+        uid = self._uid(job)
+        if uid:
+            self._said(
+                lambda: self._api.delete("jobs", namespace, name, uid=uid),
+                "the Job cannot be deleted",
+            )
         self._cluster.forget()
+
+    def _uid(self, job: JobRef) -> str:
+        """The uid of the Job, if it is the one that was handed over; empty if there is none.
+
+        Of a run that an older version submitted, no uid is known: the Job with the run's name
+        and label is its.
+        """
+        namespace, name = names.split_id(job.id)
+        try:
+            found = read_job(self._api.get("jobs", namespace, name) or {})
+        except Refused as fault:
+            raise Unreachable(f"the Job cannot be looked at: {fault.message}") from None
+        mine = found.run_id == names.run_of(name)[0] and job.uid in ("", found.uid)
+        return found.uid if mine else ""
 
     # --- beyond the five verbs (see backends/base.py)
 
-    def wait(self, seconds: float, backend_id: str | None = None) -> None:
+    def wait(self, seconds: float, job: JobRef | None = None) -> None:
         """Watches the Jobs; where that cannot be, the time just passes."""
         end = self._steady() + seconds
         try:
-            if backend_id is None:
+            if job is None:
                 self._cluster.wait(self._api.namespace, None, seconds)
             else:
-                namespace, name = names.split_id(backend_id)
+                namespace, name = names.split_id(job.id)
                 self._cluster.wait(namespace, names.run_of(name)[0], seconds)
         except QvlError:
             # Said by the next question. A Role of an older version has no right to watch.
             time.sleep(max(0.0, end - self._steady()))
 
-    def withdraw(self, backend_id: str, why: str) -> None:
+    def withdraw(self, job: JobRef, why: str) -> None:
         """Take a Job back that waits in vain, and note why, so that it is no cancel."""
-        namespace, name = names.split_id(backend_id)
+        namespace, name = names.split_id(job.id)
         run_id, number = names.run_of(name)
         self._note(namespace, run_id, {names.WITHDRAWN: f"{number} {why}", names.TAKEN_BACK: None})
-        self.cancel(backend_id)
+        self.cancel(job)
 
-    def give_back(self, backend_id: str, why: str) -> None:
+    def give_back(self, job: JobRef, why: str) -> None:
         """Delete a Job for which there is no room; `absent` until it is submitted again."""
-        namespace, name = names.split_id(backend_id)
+        namespace, name = names.split_id(job.id)
         run_id, number = names.run_of(name)
         known = self._taken_back(namespace, run_id, number)
         count = known.count + 1 if known is not None else 1
         note = TakenBack(submission=number, count=count, at=self._wall(), why=why)
         texts = {names.TAKEN_BACK: json.dumps(to_json(note)), names.WITHDRAWN: f"{number} {why}"}
         self._note(namespace, run_id, texts)
-        self.cancel(backend_id)
+        self.cancel(job)
 
     def _taken_back(self, namespace: str, run_id: str, number: int) -> TakenBack | None:
         raw = self._api.get("configmaps", namespace, run_id)
@@ -280,7 +301,7 @@ class KubernetesBackend:
             _, number = names.run_of(job.name)
             over = "Complete" in job.conditions or "Failed" in job.conditions
             if 0 < number < spec.submission and (not over or number < spec.submission - KEPT_JOBS):
-                self._api.delete("jobs", namespace, job.name)
+                self._api.delete("jobs", namespace, job.name, uid=job.uid)
 
     def _try(self, namespace: str, job: manifest.Manifest) -> None:
         """A dry run on the server: refuse here what would be refused, or changed, there."""
@@ -304,7 +325,7 @@ class KubernetesBackend:
         try:
             manifest.check_kept(job, kept)
         except UserError:
-            self._api.delete("jobs", namespace, name)
+            self._api.delete("jobs", namespace, name, uid=read_job(kept).uid)
             raise
         return kept
 
@@ -316,7 +337,7 @@ class KubernetesBackend:
 
     def _evict(self, namespace: str, pod: PodView) -> bool:
         try:
-            return self._api.evict(namespace, pod.name)
+            return self._api.evict(namespace, pod.name, uid=pod.uid)
         except Refused as fault:
             raise UserError(
                 f"pod {pod.name} cannot be evicted: {fault.message}",
@@ -351,7 +372,7 @@ def _refuse_stranger(job: Raw, spec: TrainSpec) -> None:
     given = (job.get("metadata") or {}).get("labels") or {}
     if given.get(names.RUN) != spec.run_id:
         raise UserError(
-            f"a Job called {names.job_name(spec)} is there already, and is not of this run",
+            f"a Job called {spec.key} is there already, and is not of this run",
             hint="remove it, then `qvl-orchestrate controller once`",
         )
 

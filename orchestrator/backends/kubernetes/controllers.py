@@ -91,8 +91,9 @@ def start(api: Api, namespace: str, body: manifest.Manifest, owner: Raw) -> str:
     """
     name = str(body["metadata"]["name"])
     known = api.get("jobs", namespace, name)
-    if known is not None and {"Complete", "Failed"} & set(read_job(known).conditions):
-        api.delete("jobs", namespace, name)
+    before = read_job(known or {})
+    if {"Complete", "Failed"} & set(before.conditions):
+        api.delete("jobs", namespace, name, uid=before.uid)
         known = None
     if known is None:
         body["metadata"]["ownerReferences"] = [manifest.owner_reference(owner)]

@@ -44,7 +44,7 @@ def _faults(job: Manifest, spec: TrainSpec) -> Iterator[tuple[str, Any, Any]]:
     for path, wanted in (
         ("apiVersion", "batch/v1"),
         ("kind", "Job"),
-        ("metadata.name", names.job_name(spec)),
+        ("metadata.name", spec.key),
         ("spec.completions", spec.nodes),
         ("spec.parallelism", spec.nodes),
         ("spec.backoffLimit", 0),

@@ -23,11 +23,6 @@ SELECTOR = f"{MANAGED_BY}={PREFIX}"
 """Finds everything of ours."""
 
 
-def job_name(spec: TrainSpec) -> str:
-    """The name of the Job of a submission: its idempotency key."""
-    return f"{spec.run_id}-{spec.submission}"
-
-
 def controller_name(run_id: str) -> str:
     """The name of the Job that is a run's controller; as an attempt's it would have number 0."""
     return f"{run_id}-controller"

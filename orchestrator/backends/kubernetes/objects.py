@@ -33,7 +33,10 @@ class PodView:
     """One pod of an attempt. Times are seconds since the epoch."""
 
     name: str
+    uid: str = ""
     job: str = ""
+    owner: str = ""
+    """The uid of the Job that it belongs to."""
     phase: str = "Pending"
     node: str = ""
     created_at: float = 0.0
@@ -60,6 +63,7 @@ class JobView:
     """One Job."""
 
     name: str
+    uid: str = ""
     run_id: str = ""
     nodes: int = 1
     created_at: float = 0.0
@@ -100,6 +104,8 @@ def read_pod(raw: Raw) -> PodView:
     terminated = state.get("terminated")
     return PodView(
         name=str(meta.get("name", "")),
+        uid=str(meta.get("uid", "")),
+        owner=next((str(o.get("uid")) for o in meta.get("ownerReferences") or ()), ""),
         job=str(_map(meta, "labels").get("job-name", "")),
         phase=str(status.get("phase", "Pending")),
         node=str(_map(raw, "spec").get("nodeName") or ""),
@@ -124,6 +130,7 @@ def read_job(raw: Raw) -> JobView:
     meta, spec = _map(raw, "metadata"), _map(raw, "spec")
     return JobView(
         name=str(meta.get("name", "")),
+        uid=str(meta.get("uid", "")),
         run_id=str(_map(meta, "labels").get(names.RUN, "")),
         nodes=int(spec.get("completions") or 1),
         created_at=_seconds(meta.get("creationTimestamp")) or 0.0,

@@ -84,9 +84,14 @@ class Attempt:
     """The newest event that says why the Job gets no pods."""
 
 
-def read(attempt: Attempt, now: float) -> Observation:
-    """What the controller is told. `now`: seconds since the epoch."""
+def read(attempt: Attempt, now: float, uid: str = "") -> Observation:
+    """What the controller is told. `now`: seconds since the epoch. `uid`: of the Job that was
+    handed over; empty = not known.
+    """
     job = attempt.job
+    if job is not None and uid not in ("", job.uid):
+        detail = "its Job has gone; another one has its name"
+        return Observation(phase="unknown", detail=detail, forgotten=True)
     living = [p for p in attempt.pods if _is_living(p, now)]
     if job is None or job.deleted:
         return _deleted(attempt, living)

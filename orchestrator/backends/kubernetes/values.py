@@ -58,7 +58,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
     labels = names.labels(spec)
     requests, limits = _resources(job, settings)
     return {
-        "job_name": names.job_name(spec),
+        "job_name": spec.key,
         "run_id": spec.run_id,
         "name": job.name,
         "namespace": settings.namespace,

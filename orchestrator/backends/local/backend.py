@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.identity import pid_of, process_id
-from orchestrator.backends.base import Capabilities, Observation, Submission
+from orchestrator.agent.identity import pid_of, process_id, send_signal
+from orchestrator.backends.base import Capabilities, JobRef, Observation, Submission
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
@@ -54,34 +54,27 @@ class LocalBackend:
         text = f"{shlex.join(argv)}\n# SPEC_FILE:\n{pretty(to_json(spec)).decode()}"
         return Submission(number=spec.submission, spec=spec, text=text)
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         folder = self._jobs / key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._agents.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            known = self._find(folder)
-            return known or self._start(folder, submission.spec)
+            return JobRef(self._find(folder) or self._start(folder, submission.spec), key)
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
         self._children = [c for c in self._children if c.poll() is None]
-        return {identifier: self._observe(identifier) for identifier in ids}
+        return {job: self._observe(job.id) for job in jobs}
 
-    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
-        pid = pid_of(backend_id)
-        if pid is None:
-            raise UserError(f"job {backend_id} has ended")
-        if rank is not None:
-            pid = self._rank_pid(backend_id, rank)
-        if pid is None:
-            raise UserError(f"job {backend_id} has no rank {rank}")
-        with suppress(ProcessLookupError):
-            os.kill(pid, signals.Signals[signal])
+    def notify(self, job: JobRef, signal: str, rank: int | None) -> None:
+        number = signals.Signals[signal]
+        if rank is None:
+            if not send_signal(job.id, number):
+                raise UserError(f"job {job.id} has ended")
+        elif not send_signal(self._rank(job.id, rank), number):
+            raise UserError(f"job {job.id} has no rank {rank}")
 
-    def cancel(self, backend_id: str) -> None:
-        pid = pid_of(backend_id)
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signals.SIGTERM)
+    def cancel(self, job: JobRef) -> None:
+        send_signal(job.id, signals.SIGTERM)
 
     def _argv(self, spec: TrainSpec, spec_file: Path) -> list[str]:
         return [
@@ -139,9 +132,9 @@ class LocalBackend:
             return {}
         return state if isinstance(state, dict) else {}
 
-    def _rank_pid(self, identifier: str, rank: int) -> int | None:
+    def _rank(self, identifier: str, rank: int) -> str:
         ranks = self._state(identifier).get("ranks") or []
-        return int(ranks[rank]) if 0 <= rank < len(ranks) else None
+        return str(ranks[rank]) if 0 <= rank < len(ranks) else ""
 
 
 @contextmanager

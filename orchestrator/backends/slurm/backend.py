@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.backends.base import Capabilities, Observation, Submission
+from orchestrator.backends.base import Capabilities, JobRef, Observation, Submission
 from orchestrator.backends.slurm import commands
 from orchestrator.backends.slurm.queue import Queue
 from orchestrator.backends.slurm.values import template_values
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.errors import Unreachable, UserError
+from orchestrator.errors import UserError
 
 TEMPLATE = "train.sbatch.j2"
 OUTPUT = "agent.log"
@@ -30,8 +30,6 @@ CAPABILITIES = Capabilities(
     keeps_answers=True,
     poll_s=30.0,
 )
-_ENDED = ("invalid job id", "already completing or completed", "already finished")
-"""Words of scontrol and scancel for a job that has ended (lower case)."""
 
 
 def create(state_dir: Path) -> SlurmBackend:
@@ -64,12 +62,11 @@ class SlurmBackend:
             template_sha256=rendered.sha256,
         )
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         folder = self._jobs / key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            known = self._queue.find(key)
-            return known or self._start(folder, submission.text)
+            return JobRef(self._queue.find(key) or self._start(folder, submission.text), key)
 
     def _start(self, folder: Path, text: str) -> str:
         from orchestrator.backends.slurm.executor import TemplateExecutor
@@ -84,8 +81,8 @@ class SlurmBackend:
         self._queue.forget()
         return identifier
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
-        return self._queue.observe(ids)
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
+        return self._queue.observe(jobs)
 
     def _last_words(self, key: str) -> str:
         """The last line that the job of that name wrote; empty where it cannot be read."""
@@ -97,31 +94,22 @@ class SlurmBackend:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+    def notify(self, job: JobRef, signal: str, rank: int | None) -> None:
         if rank is not None:
             raise UserError(
                 "Slurm delivers a signal to all processes of a job", hint="leave out --rank"
             )
+        if not self._queue.knows(job):
+            raise UserError(f"Slurm knows no job {job.id} of yours that is called {job.key}")
         name = signal.removeprefix("SIG")
-        answer = commands.run(["scancel", f"--signal={name}", backend_id])
+        answer = commands.run(["scancel", f"--signal={name}", job.id])
         if not answer.ok:
-            raise UserError(f"job {backend_id} takes no signal: {answer.words}")
+            raise UserError(f"job {job.id} takes no signal: {answer.words}")
 
-    def cancel(self, backend_id: str) -> None:
-        """First the permission to start again is taken, so that nothing can undo the cancel."""
+    def cancel(self, job: JobRef) -> None:
+        if self._queue.knows(job):
+            commands.end_job(job.id)
         self._queue.forget()
-        for argv in (
-            ["scontrol", "update", f"jobid={backend_id}", "requeue=0"],
-            ["scancel", backend_id],
-        ):
-            answer = commands.run(argv)
-            if not answer.ok and not _has_ended(answer):
-                raise Unreachable(f"{argv[0]}: {answer.words}")
-
-
-def _has_ended(answer: commands.Answer) -> bool:
-    said = answer.err.lower()
-    return any(words in said for words in _ENDED)
 
 
 @contextmanager

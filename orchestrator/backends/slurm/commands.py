@@ -30,6 +30,8 @@ _FULL = ("submitjob", "maxjobcount", "slurm temporarily unable to accept job")
 AssocMaxSubmitJobLimit or QOSGrpSubmitJobsLimit. Not "violates accounting/QOS policy", which it
 says of a job too large to be ever taken, too.
 """
+_ENDED = ("invalid job id", "already completing or completed", "already finished")
+"""Words of scontrol and scancel for a job that has ended (lower case)."""
 _PREFIXES = ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_", "SCONTROL_")
 
 
@@ -69,9 +71,7 @@ def option_names(environ: Mapping[str, str]) -> list[str]:
 def _is_option(name: str) -> bool:
     if name in ("SLURM_CONF", "SLURM_CONF_SERVER"):
         return False
-    return name.startswith(
-        ("SBATCH_", "SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_", "SRUN_", "SCONTROL_")
-    )
+    return name.startswith(_PREFIXES)
 
 
 def run(argv: Sequence[str], *, limit_s: float = LIMIT_S) -> Answer:
@@ -100,6 +100,18 @@ def run(argv: Sequence[str], *, limit_s: float = LIMIT_S) -> Answer:
     if not answer.ok and is_silent(answer.err):
         raise Unreachable(f"{argv[0]}: {answer.words}")
     return answer
+
+
+def end_job(job_id: str) -> None:
+    """Cancel a job that the caller has just recognized as his; no error if it has ended.
+
+    First the permission to start again is taken, so that nothing can undo the cancel.
+    """
+    for argv in (["scontrol", "update", f"jobid={job_id}", "requeue=0"], ["scancel", job_id]):
+        answer = run(argv)
+        said = answer.err.lower()
+        if not answer.ok and not any(words in said for words in _ENDED):
+            raise Unreachable(f"{argv[0]}: {answer.words}")
 
 
 def is_silent(words: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
-from orchestrator.backends.base import Observation
+from orchestrator.backends.base import JobRef, Observation
 from orchestrator.backends.slurm import commands, states
 from orchestrator.backends.slurm.states import JobState
 from orchestrator.errors import Unreachable
@@ -27,7 +29,7 @@ class _Answers:
     jobs: tuple[JobState, ...] = ()
     fault: str = ""
     """Why squeue gave none."""
-    accounted: dict[str, tuple[float, JobState | None]] = field(default_factory=dict)
+    accounted: dict[JobRef, tuple[float, JobState | None]] = field(default_factory=dict)
     """By job: when the accounting was asked for it, and what it knew. That a job has ended stays
     true: Slurm cannot start again what it has forgotten."""
     unaccounted: float = -math.inf
@@ -53,13 +55,19 @@ class Queue:
         self._wall = wall
         self._steady = steady
 
-    def observe(self, ids: Sequence[str]) -> dict[str, Observation]:
+    def observe(self, jobs: Sequence[JobRef]) -> dict[JobRef, Observation]:
         """What Slurm says of each job. Raises Unreachable if squeue does not answer."""
         with _asking:
-            known = {job.job_id: job for job in self._jobs()}
-            missing = [i for i in ids if i not in known]
+            known = {_ref(state): state for state in self._jobs()}
+            missing = [job for job in jobs if job not in known]
             known |= self._accounted(missing)
-        return {i: self._observation(known, i) for i in ids}
+        return {job: self._observation(known.get(job)) for job in jobs}
+
+    def knows(self, job: JobRef) -> bool:
+        """True if Slurm, asked now, knows a job of this user with this id and this name."""
+        with _asking:
+            self.forget()
+            return any(_ref(state) == job for state in self._jobs())
 
     def find(self, key: str) -> str | None:
         """The job of that name, living or ended; the newest if there are several."""
@@ -73,8 +81,7 @@ class Queue:
         """The next question goes to Slurm."""
         _answers.asked = -math.inf
 
-    def _observation(self, known: Mapping[str, JobState], job_id: str) -> Observation:
-        job = known.get(job_id)
+    def _observation(self, job: JobState | None) -> Observation:
         if job is None:
             return Observation(phase="unknown", detail="not known to Slurm", forgotten=True)
         seen = states.observation(job, self._wall())
@@ -104,23 +111,26 @@ class Queue:
         _answers.jobs, _answers.fault = jobs or (), fault
         _answers.asked = self._steady()
 
-    def _accounted(self, ids: Sequence[str]) -> dict[str, JobState]:
-        """What the accounting, if there is one, says of jobs that Slurm has forgotten."""
-        unknown = [i for i in ids if i.isdigit() and not self._is_known(i)]
+    def _accounted(self, jobs: Sequence[JobRef]) -> dict[JobRef, JobState]:
+        """How jobs that Slurm has forgotten ended, as far as its accounting, if any, knows.
+
+        Of a Slurm that has lost its state, the accounting goes on to say that they run.
+        """
+        unknown = [job for job in jobs if job.id.isdigit() and not self._is_known(job)]
         if unknown and self._steady() - _answers.unaccounted >= ACCOUNTED_S:
             self._ask_accounting(unknown)
-        found = {i: _answers.accounted[i][1] for i in ids if i in _answers.accounted}
-        return {i: job for i, job in found.items() if job is not None}
+        found = {job: _answers.accounted[job][1] for job in jobs if job in _answers.accounted}
+        return {job: state for job, state in found.items() if _has_ended(state)}
 
-    def _is_known(self, job_id: str) -> bool:
+    def _is_known(self, job: JobRef) -> bool:
         """True if the accounting said how the job ended, or was asked for it a moment ago."""
-        asked, job = _answers.accounted.get(job_id, (-math.inf, None))
-        ended = job is not None and states.ending_of(job) is not None
-        return ended or self._steady() - asked < ACCOUNTED_S
+        asked, state = _answers.accounted.get(job, (-math.inf, None))
+        return _has_ended(state) or self._steady() - asked < ACCOUNTED_S
 
-    def _ask_accounting(self, ids: Sequence[str]) -> None:
-        argv = ["sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(ids)}"]
-        argv += ["--starttime=1970-01-01", f"--format={states.SACCT_FORMAT}"]
+    def _ask_accounting(self, jobs: Sequence[JobRef]) -> None:
+        argv = ["sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(job.id for job in jobs)}"]
+        argv += [f"--user={os.geteuid()}", "--starttime=1970-01-01"]
+        argv += [f"--format={states.SACCT_FORMAT}"]
         now = self._steady()
         try:
             answer = commands.run(argv)
@@ -129,5 +139,13 @@ class Queue:
         if answer is None or not answer.ok:
             _answers.unaccounted = now
             return
-        jobs = {j.job_id: j for j in states.parse_sacct(answer.out)}
-        _answers.accounted.update({i: (now, jobs.get(i)) for i in ids})
+        found = {_ref(state): state for state in states.parse_sacct(answer.out)}
+        _answers.accounted.update({job: (now, found.get(job)) for job in jobs})
+
+
+def _ref(state: JobState) -> JobRef:
+    return JobRef(state.job_id, state.name)
+
+
+def _has_ended(state: JobState | None) -> TypeGuard[JobState]:
+    return state is not None and states.ending_of(state) is not None

@@ -97,21 +97,24 @@ def _status(text: str) -> tuple[int, int]:
 
 
 def parse_sacct(text: str) -> tuple[JobState, ...]:
-    """The newest row of each job in `sacct -D -X -n -P -o SACCT_FORMAT` (oldest first)."""
-    found: dict[str, JobState] = {}
-    runs: dict[str, int] = {}
+    """The newest row of each job in `sacct -D -X -n -P -o SACCT_FORMAT` (oldest first). Jobs of
+    the same id are told apart by their names.
+    """
+    found: dict[tuple[str, str], JobState] = {}
+    runs: dict[tuple[str, str], int] = {}
     for line in text.splitlines():
         cells = line.split("|")
         if len(cells) < 5 or not cells[0].isdigit():
             continue
         job_id, state, status, end, name = cells[:5]
         code, number = _status(status)
-        runs[job_id] = runs.get(job_id, -1) + 1
-        found[job_id] = JobState(
+        which = (job_id, name)
+        runs[which] = runs.get(which, -1) + 1
+        found[which] = JobState(
             job_id=job_id,
             # "CANCELLED by 1000"
             state=state.split(" ")[0].rstrip("+"),
-            restarts=runs[job_id],
+            restarts=runs[which],
             exit_code=code,
             signal=number,
             end=_seconds(end),

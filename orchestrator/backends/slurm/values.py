@@ -21,11 +21,6 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FIELDS = ("partition", "qos", "account", "reservation", "constraint", "exclude", "comment")
 
 
-def job_key(spec: TrainSpec) -> str:
-    """The name of the job: it is searched for before it is submitted."""
-    return f"{spec.run_id}-{spec.submission}"
-
-
 def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
     """Every name that a template of kind `slurm` may use (see slurm/README.md).
 
@@ -34,7 +29,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
     settings = parse_settings(job.slurm)
     resources = job.resources
     return {
-        "job_name": job_key(spec),
+        "job_name": spec.key,
         "run_id": spec.run_id,
         "name": job.name,
         "nodes": resources.nodes,

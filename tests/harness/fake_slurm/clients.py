@@ -58,6 +58,7 @@ def sbatch(argv: list[str]) -> int:
             {
                 "id": number,
                 "name": given.get("job-name", Path(script).name),
+                "user": os.geteuid(),
                 "exclude": given.get("exclude", ""),
                 "state": "PENDING",
                 "reason": "None",
@@ -97,8 +98,9 @@ def squeue(argv: list[str]) -> int:
     fields = [f.partition(":")[0] for f in wanted.split(",")]
     heads = {"JobID": "JOBID", "RestartCnt": "RESTART_COUNT", "EndTime": "END_TIME"}
     rows = ["".join(f"{heads.get(f, f.upper())}|" for f in fields)]
+    assert "--me" in argv
     for job in state.everybody():
-        if job.get("purged"):
+        if job.get("purged") or job["user"] != os.geteuid():
             continue
         end = job["preempt"] or job["end"]
         cells = {
@@ -140,6 +142,7 @@ def show(job_id: str) -> int:
     words = {
         "JobId": job["id"],
         "JobName": job["name"],
+        "UserId": f"someone({job['user']})",
         "JobState": job["state"],
         "Reason": job["reason"],
         "Requeue": int(job["requeue"]),
@@ -215,8 +218,9 @@ def sacct(argv: list[str]) -> int:
     if not state.setting("sacct", False):
         return complain("Slurm accounting storage is disabled")
     wanted = next(a for a in argv if a.startswith("--jobs=")).partition("=")[2].split(",")
+    user = next(int(a.partition("=")[2]) for a in argv if a.startswith("--user="))
     for job in state.everybody():
-        if str(job["id"]) in wanted:
+        if str(job["id"]) in wanted and job["user"] == user:
             code, number = job["status"] >> 8, job["status"] & 0x7F
             end = int(job["end"] or 0)
             row = f"{job['id']}|{job['state']}|{code}:{number}|{end}|{job['name']}\n"

@@ -59,7 +59,7 @@ def test_a_changed_gpu_count_is_held_and_nothing_allows_it(bench: Bench) -> None
     run = bench.submit(step_s=0.05)
     run.until_step(6)
     run.run.storage.create("tombstone", b"{}")
-    run.run.backend.cancel(run.step.row["backend_job_id"])  # type: ignore[union-attr]
+    run.cancel_job()
     run.drive()
     job = bench.job(ranks=1)
     resume(run.run, job=replace(job, resources=Resources(nodes=1, gpus_per_node=1)))
@@ -73,7 +73,7 @@ def test_a_changed_setting_is_held_until_it_is_allowed(bench: Bench) -> None:
     run = bench.submit(step_s=0.05)
     run.until_step(6)
     run.run.storage.create("tombstone", b"{}")
-    run.run.backend.cancel(run.step.row["backend_job_id"])  # type: ignore[union-attr]
+    run.cancel_job()
     run.drive()
     job = bench.job(training={"max_steps": 20, "seed": 7, "learning_rate": 2e-3})
     resume(run.run, job=job)
@@ -105,7 +105,7 @@ def test_restart_from_scratch_and_from_weights(bench: Bench) -> None:
         run = bench.submit(step_s=0.05)
         run.until_step(6)
         run.run.storage.create("tombstone", b"{}")
-        run.run.backend.cancel(run.step.row["backend_job_id"])  # type: ignore[union-attr]
+        run.cancel_job()
         run.drive()
         resume(run.run, restart_from=kind)  # type: ignore[arg-type]
         assert run.drive().state == "SUCCEEDED"
@@ -119,8 +119,8 @@ def test_a_second_run_waits_for_its_seat(bench: Bench) -> None:
     assert second.drive(lambda s: s.state == "QUEUED").state == "QUEUED"
     second.drive(
         lambda s: (
-            second.run.backend.observe([s.row["backend_job_id"]])[s.row["backend_job_id"]].phase
-            == "pending"
+            (job := second.job()) is not None
+            and second.run.backend.observe([job])[job].phase == "pending"
         )
     )
     assert not attempts.read_claims(second.storage)

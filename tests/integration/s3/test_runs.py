@@ -26,7 +26,7 @@ Outcome = tuple[object, ...]
 def cancelled_after(run: Driven, step: int) -> None:
     run.until_step(step)
     run.run.storage.create("tombstone", b"{}")
-    run.run.backend.cancel(run.step.row["backend_job_id"])  # type: ignore[union-attr]
+    run.cancel_job()
     run.drive()
 
 

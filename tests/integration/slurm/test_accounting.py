@@ -51,7 +51,8 @@ def test_a_forgotten_job_is_found_in_the_accounting(accounted: SlurmBench) -> No
         assert time.monotonic() < end, "Slurm does not forget"
         time.sleep(1.0)
     backend = SlurmBackend(bench.registry.state_dir)
-    seen = backend.observe([job_id(run)])[job_id(run)]
+    job = run.job()
+    seen = backend.observe([job])[job]
     assert (seen.phase, seen.ending) == ("gone", "cancelled")
     assert run.drive().state == "CANCELLED"
     rows = bench.cluster.client("sacct", "-D", "-X", "-n", "-P", "-j", job_id(run), "-o", "State")

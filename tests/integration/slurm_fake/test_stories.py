@@ -182,7 +182,7 @@ def test_a_forgotten_scancel_is_still_a_cancel(
     run = bench.submit(step_s=STEP_S)
     run.until_step(3)
     fake.change(job_id(run), requeue=True)
-    run.run.backend.cancel(job_id(run))
+    run.cancel_job()
     until_job(fake, run, "CANCELLED")
     fake.change(job_id(run), purged=True)
     end = run.drive()
@@ -331,3 +331,33 @@ def test_a_node_on_which_two_attempts_died_is_kept_away_from_until_it_is_cleared
     third = bench.submit(step_s=0.01)
     assert fake.job(job_id(third))["exclude"] == ""
     assert third.drive().state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("news", [{"name": "other-1"}, {"user": 4711}], ids=["name", "user"])
+def test_an_id_that_is_another_job_s_by_now_is_left_alone(
+    bench: SlurmBench, fake: FakeCluster, news: dict[str, Any]
+) -> None:
+    """Slurm has lost its state and counts anew: the run's id belongs to somebody else's job."""
+    run = bench.submit(step_s=STEP_S)
+    run.until_step(3)
+    fake.change(job_id(run), **news)
+    assert cancel(run.run)
+    run.look()
+    job = fake.job(job_id(run))
+    assert (job["requeue"], job["why"], job["kill_at"]) == (True, "", None), "never cancelled"
+    with pytest.raises(UserError, match="knows no job"):
+        run.notify()
+    assert run.drive().state == "CANCELLED", "its own agent has seen the tombstone"
+
+
+def test_a_job_does_not_requeue_the_one_that_has_its_id_by_now(
+    bench: SlurmBench, fake: FakeCluster
+) -> None:
+    run = bench.submit(step_s=STEP_S)
+    run.until_step(3)
+    fake.change(job_id(run), name="other-1", grace_preempt=False)
+    fake.preempt(job_id(run))
+    until_job(fake, run, "FAILED", "PENDING")
+    job = fake.job(job_id(run))
+    assert (job["state"], job["restarts"]) == ("FAILED", 0)
+    assert "is another one by now" in run.logs()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.local import backend
 from orchestrator.contract import layout
 from orchestrator.controller import loop, reconcile, submit
+from orchestrator.controller.rows import job_of
 from orchestrator.errors import StorageError, Unreachable, UserError
 from orchestrator.registry.store import RunEntry
 from orchestrator.storage.posix import PosixStorage
@@ -100,7 +102,7 @@ def test_a_job_that_was_handed_over_all_the_same_ends_by_itself(
     assert desk.json("status") == {"runs": []}
     (job,) = (desk.bench.registry.state_dir / "jobs").iterdir()
     local = backend.LocalBackend(desk.bench.registry.state_dir)
-    identifier = (job / "id").read_text()
+    identifier = JobRef((job / "id").read_text(), job.name)
     desk.eventually(lambda: local.observe([identifier])[identifier].phase == "gone")
     assert left_of(desk) == []
 
@@ -158,7 +160,8 @@ def test_a_job_at_work_on_a_lost_directory_is_cancelled_first(
     desk("rm", run_id, "--yes", code=78)
     assert f"first `qvl-orchestrate cancel {run_id}`" in desk.err
     assert desk.json("cancel", run_id)["state"] == "CANCELLED"
-    job = str((entry.row or {})["backend_job_id"])
+    job = job_of(entry.row or {})
+    assert job is not None
     local = backend.LocalBackend(desk.bench.registry.state_dir)
     desk.eventually(lambda: local.observe([job])[job].phase == "gone")
     desk("rm", run_id, "--yes")

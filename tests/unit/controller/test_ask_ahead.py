@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm.backend import CAPABILITIES
 from orchestrator.controller import loop
 from orchestrator.errors import Unreachable, UserError
@@ -21,10 +22,10 @@ class Asked:
 
     capabilities: Any = CAPABILITIES
     fault: Exception | None = None
-    questions: list[list[str]] = field(default_factory=list)
+    questions: list[list[JobRef]] = field(default_factory=list)
 
-    def observe(self, ids: Sequence[str]) -> dict[str, Any]:
-        self.questions.append(list(ids))
+    def observe(self, jobs: Sequence[JobRef]) -> dict[str, Any]:
+        self.questions.append(list(jobs))
         if self.fault is not None:
             raise self.fault
         return {}
@@ -32,7 +33,8 @@ class Asked:
 
 def entry(number: int, job: str | None, **more: Any) -> RunEntry:
     fields = {"name": "x", "backend": "slurm", "uri": f"/r/{number}", "created_at": 0.0, "gpus": 1}
-    return RunEntry(run_id=f"x-{number}", row={"backend_job_id": job}, **{**fields, **more})
+    row = {"backend_job_id": job, "backend_job_key": job and f"x-{number}-1"}
+    return RunEntry(run_id=f"x-{number}", row=row, **{**fields, **more})
 
 
 ENTRIES = [
@@ -44,7 +46,10 @@ ENTRIES = [
 ]
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, folder: Path, backend: Asked) -> list[list[str]]:
+ASKED = [JobRef("11", "x-1-1"), JobRef("12", "x-2-1")]
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, folder: Path, backend: Asked) -> list[list[JobRef]]:
     monkeypatch.setattr(loop, "load_backend", lambda *_: backend)
     loop.ask_ahead(Registry(folder), ENTRIES)
     return backend.questions
@@ -53,7 +58,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, folder: Path, backend: Asked) -> list[l
 def test_one_question_for_all_that_have_a_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert ask(monkeypatch, tmp_path, Asked()) == [["11", "12"]]
+    assert ask(monkeypatch, tmp_path, Asked()) == [ASKED]
 
 
 def test_a_backend_that_forgets_its_answers_is_not_bothered(
@@ -67,4 +72,4 @@ def test_a_backend_that_forgets_its_answers_is_not_bothered(
 def test_a_fault_is_left_to_the_runs_themselves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Exception
 ) -> None:
-    assert ask(monkeypatch, tmp_path, Asked(fault=fault)) == [["11", "12"]]
+    assert ask(monkeypatch, tmp_path, Asked(fault=fault)) == [ASKED]

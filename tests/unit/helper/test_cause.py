@@ -38,14 +38,20 @@ TABLE = [
 
 @pytest.mark.parametrize(("text", "cause"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE])
 def test_causes(text: str, cause: Cause) -> None:
-    assert read_cause(text, restart_count=0, now=NOW) == cause
+    assert read_cause(text, key="digits-1", restart_count=0, now=NOW) == cause
 
 
 def test_a_second_start_is_no_requeue_yet() -> None:
     text = shown("COMPLETING", restarts=2, end=999)
-    assert read_cause(text, restart_count=2, now=NOW) == Cause("cancelled")
+    assert read_cause(text, key="digits-1", restart_count=2, now=NOW) == Cause("cancelled")
 
 
 @pytest.mark.parametrize("text", ["", "slurm_load_jobs error: Invalid job id", "JobId=7"])
 def test_no_answer_is_no_cause(text: str) -> None:
-    assert read_cause(text, restart_count=0, now=NOW) is None
+    assert read_cause(text, key="digits-1", restart_count=0, now=NOW) is None
+
+
+def test_what_is_said_of_another_job_of_the_same_id_is_no_cause() -> None:
+    text = shown("COMPLETING", end=999)
+    assert read_cause(text, key="digits-1", restart_count=0, now=NOW) is not None
+    assert read_cause(text, key="digits-2", restart_count=0, now=NOW) is None

@@ -50,8 +50,11 @@ def test_submissions(memory: MemoryStorage) -> None:
     attempts.record_backend_id(memory, SubmissionId(number=1, backend_id="7"))
     attempts.record_backend_id(memory, SubmissionId(number=1, backend_id="8"))
     assert [s.number for s in attempts.read_submissions(memory)] == [1, 2, 12]
-    assert attempts.read_backend_id(memory, 1) == "7"
-    assert attempts.read_backend_id(memory, 2) is None
+    assert attempts.read_submission_id(memory, 1) == SubmissionId(number=1, backend_id="7")
+    assert attempts.read_submission_id(memory, 2) is None
+    anew = SubmissionId(number=1, backend_id="7", uid="second")
+    attempts.record_backend_id(memory, anew)
+    assert attempts.read_submission_id(memory, 1) == anew, "given back, and made once more"
 
 
 def test_claims_are_ordered_and_once(memory: MemoryStorage) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.errors import Unreachable, UserError
 from tests.harness.fake_kube import FakeKube, Fault
@@ -183,7 +184,7 @@ def test_why_a_job_gets_no_pods(
     monkeypatch.setattr("orchestrator.backends.kubernetes.reading.CREATED_S", -1.0)
     monkeypatch.setattr(fake, "_start_pod", lambda *_: None)
     identifier = world.submit()
-    name = identifier.partition("/")[2]
+    name = identifier.key
     event = {
         "metadata": {"name": "e"},
         "involvedObject": {"kind": "Job", "name": name},
@@ -204,4 +205,4 @@ def test_without_a_kubeconfig(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
     ):
         monkeypatch.setenv("KUBECONFIG", value)
         with pytest.raises(UserError, match=words):
-            KubernetesBackend(ServerApi).observe(["n/j-1"])
+            KubernetesBackend(ServerApi).observe([JobRef("n/j-1", "j-1")])

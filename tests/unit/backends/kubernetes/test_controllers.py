@@ -355,6 +355,7 @@ def preempted(fake: FakeKube, folder: Path) -> Driven:
     sent = next(j for j in fake.all("jobs") if j["metadata"]["name"] == name)
     sent["status"]["conditions"] = [{"type": "Failed", "status": "True", "reason": "x"}]
     fake.put("jobs", sent)
-    seen = run.run.backend.observe([f"mine/{name}"])[f"mine/{name}"]
+    job = run.job()
+    seen = run.run.backend.observe([job])[job]  # type: ignore[list-item,index]
     assert seen.phase == "gone", seen
     return run
