@@ -10,7 +10,8 @@
     │   ├── Full             69  a backend takes no more jobs of this user for now
     │   └── StorageError     69  the storage answered with an error
     ├── CheckpointError      73  a checkpoint is damaged, missing or refused
-    │   └── LogDamaged       73  a record of the run's log cannot be read
+    │   └── RecordDamaged    73  a record of the run directory is not what was written
+    │       └── LogDamaged   73  a record of the run's log cannot be read
     ├── RegistryDamaged       73  the index of runs cannot be read; it can be rebuilt
     ├── ContractRefused      78  the resume contract does not hold (job exit code)
     ├── NotOwner             79  this attempt has been replaced
@@ -110,7 +111,11 @@ class CheckpointError(QvlError):
     exit_code = 73
 
 
-class LogDamaged(CheckpointError):
+class RecordDamaged(CheckpointError):
+    """A record of the run directory is not what was written."""
+
+
+class LogDamaged(RecordDamaged):
     """A record of the run's log cannot be read; a writer never goes past it."""
 
 

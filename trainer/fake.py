@@ -25,8 +25,8 @@ from orchestrator.contract import layout
 from orchestrator.contract.continuity import MicroBatch
 from orchestrator.contract.dataset import read_index
 from orchestrator.contract.event import StepMetrics
-from orchestrator.contract.jsonio import Json, canonical, digest, from_json, loads, pretty
-from orchestrator.contract.manifest import CheckpointManifest, Trigger
+from orchestrator.contract.jsonio import Json, canonical, digest, loads, pretty
+from orchestrator.contract.manifest import CheckpointManifest, Trigger, decode_manifest
 from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, StorageError, UserError
@@ -289,7 +289,7 @@ class _FakeTraining:
             if start.kind == "weights":
                 adapter = loads(read_regular(folder / "adapter_model.safetensors"))
                 return 0, FakeState(adapter["weight"], fresh.draws), None
-            manifest = from_json(CheckpointManifest, loads(read_regular(folder / layout.MANIFEST)))
+            manifest = decode_manifest(read_regular(folder / layout.MANIFEST))
             value = loads(read_regular(folder / f"rank_{self._number}.json"))
         except (OSError, ValueError) as fault:
             raise ContractRefused(f"the checkpoint cannot be read: {fault}") from None

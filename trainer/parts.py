@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
 from orchestrator.errors import QvlError, StorageError
 from orchestrator.storage.protocol import Sink, Storage
+from orchestrator.storage.records import encode_pretty
 
 Dumper = Callable[[Any, Sink], object]
 """Writes a value as a file's bytes."""
@@ -139,7 +139,7 @@ class PartWriter(FileWriter):
 
 def part_bytes(part: PartManifest) -> bytes:
     """The part manifest as it is stored."""
-    return pretty(to_json(part))
+    return encode_pretty(part)
 
 
 class _Guard:

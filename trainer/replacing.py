@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 from torch.utils.data import Dataset
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import DataSpec
-from orchestrator.errors import UserError
-from orchestrator.storage.protocol import Storage
+from orchestrator.errors import RecordDamaged, UserError
+from orchestrator.storage import records
+from orchestrator.storage.protocol import Storage, Taken
 from trainer.dataset import ChatDataset, Item
 from trainer.formats import DataError
 from trainer.rank import Rank
@@ -110,7 +111,7 @@ class Replacements:
                 self._record(told)
 
     def _record(self, told: Replaced) -> None:
-        self._storage.create(layout.replaced(told.data, told.index), canonical(to_json(told)))
+        self._store(layout.replaced(told.data, told.index), records.encode(told))
         self.known[told.index] = told.by
         count = sum(r.data == self._which for r in read_replaced(self._storage))
         self._rank.event("replaced", **to_json(told), count=count, limit=self._limit)
@@ -120,6 +121,15 @@ class Replacements:
                 f"{self._limit}; the last: record {told.index}: {told.reason}",
                 hint="`qvl-orchestrate data check` names them all",
             )
+
+    def _store(self, path: str, data: bytes) -> None:
+        """Every rank that meets the sample finds the same; a damaged record is put right."""
+        taken = self._storage.create(path, data)
+        if isinstance(taken, Taken):
+            try:
+                records.decode(Replaced, taken.by, path)
+            except RecordDamaged:
+                self._storage.put(path, data)
 
 
 def _utf8(text: str) -> str:
@@ -132,7 +142,7 @@ def read_replaced(storage: Storage) -> list[Replaced]:
     found = []
     for entry in storage.list(layout.REPLACED):
         try:
-            found.append(from_json(Replaced, loads(storage.get(entry.path))))
-        except MalformedJson:
+            found.append(records.read(storage, Replaced, entry.path))
+        except RecordDamaged:
             continue
     return sorted(found, key=lambda r: (r.data, r.index))

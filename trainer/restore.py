@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads
-from orchestrator.contract.manifest import CheckpointManifest
+from orchestrator.contract.jsonio import MalformedJson, loads
+from orchestrator.contract.manifest import CheckpointManifest, decode_manifest
 from orchestrator.contract.regular import read_regular
 from orchestrator.errors import ContractRefused
 from trainer import engine, rng
@@ -48,7 +48,7 @@ def read_manifest(directory: str) -> CheckpointManifest:
     """The manifest of a checkpoint directory. Raises ContractRefused if there is none."""
     try:
         data = read_regular(Path(directory) / layout.MANIFEST)
-        return from_json(CheckpointManifest, loads(data))
+        return decode_manifest(data)
     except (OSError, MalformedJson) as fault:
         raise ContractRefused(f"the checkpoint's manifest cannot be read: {fault}") from None
 

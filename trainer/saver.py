@@ -22,10 +22,11 @@ from contextlib import suppress
 from mmap import mmap
 
 from orchestrator.contract import layout, wire
-from orchestrator.contract.jsonio import Json, MalformedJson, from_json, loads
+from orchestrator.contract.jsonio import Json, from_json
 from orchestrator.contract.manifest import PartManifest
 from orchestrator.contract.spec import Assignment
-from orchestrator.errors import StorageError
+from orchestrator.errors import RecordDamaged, StorageError
+from orchestrator.storage import records
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound, Sink, Storage
 from orchestrator.storage.tiers import local_tier
@@ -115,11 +116,11 @@ class SaverProcess:
         """A rank's part, waited for: its own process tells the others if it never comes."""
         while True:
             try:
-                return from_json(PartManifest, loads(place.get(f"{directory}/{layout.part(rank)}")))
+                return records.read(place, PartManifest, f"{directory}/{layout.part(rank)}")
             except NotFound:
                 time.sleep(POLL_S)
-            except MalformedJson as fault:
-                raise StorageError(f"the part of rank {rank} is damaged: {fault}") from None
+            except RecordDamaged as fault:
+                raise StorageError(fault.message) from None
 
     def _wait_for_metrics(self, step: int) -> None:
         """Lines of the steps in a checkpoint are durable before it; saves wait in the queue."""

@@ -20,10 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.clock import Clock, SystemClock, iso, parse_iso
-from orchestrator.contract.jsonio import MalformedJson, canonical, digest, from_json, loads, to_json
+from orchestrator.contract.jsonio import (
+    MalformedJson,
+    canonical,
+    digest,
+    from_json,
+    loads,
+    to_json,
+    unseal,
+)
 from orchestrator.contract.manifest import FileEntry, check_files
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import CheckpointError, QvlError, StorageError
+from orchestrator.storage import records
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.opening import child, is_remote, open_storage
 from orchestrator.storage.protocol import Created, NotFound, Sink, Storage
@@ -88,7 +97,7 @@ class SnapshotCache:
         """What stands under the key. Raises CheckpointError if that cannot be believed."""
         path = f"{self._key}/manifest.json"
         try:
-            found = from_json(SnapshotManifest, loads(self._storage.get(path)))
+            found = from_json(SnapshotManifest, unseal(self._storage.get(path)))
             check_files(found.files)
         except NotFound:
             return None
@@ -150,7 +159,7 @@ class SnapshotCache:
 
     def _publish(self, manifest: SnapshotManifest) -> bool:
         path = f"{self._key}/manifest.json"
-        return isinstance(self._storage.create(path, canonical(to_json(manifest))), Created)
+        return isinstance(self._storage.create(path, records.encode(manifest)), Created)
 
     def _write_all(
         self, folder: str, files: Iterable[tuple[str, Produce]], base_digest: str, made_by: str

@@ -181,14 +181,14 @@ def _side(run: Run) -> Side:
     from orchestrator.cli.metrics import read_curve
     from orchestrator.clock import SystemClock
     from orchestrator.controller.drill import Side
-    from orchestrator.storage.attempts import read_claims
+    from orchestrator.storage.attempts import attempt_numbers
     from orchestrator.storage.runlog import RunLog
 
     done = RunLog(run.storage, SystemClock()).read().done()
     row = run.registry.find(run.run_id).row or {}
     return Side(
         state=str(row.get("state")),
-        attempts=len(read_claims(run.storage)),
+        attempts=len(attempt_numbers(run.storage)),
         curve=tuple(read_curve(run.storage)),
         adapter_sha256=done.done().adapter_sha256 if done else None,
     )

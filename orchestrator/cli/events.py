@@ -57,10 +57,10 @@ def new_events(storage: Storage, tail: Tail) -> list[Event]:
     from orchestrator.contract import layout
     from orchestrator.contract.event import Event
     from orchestrator.contract.jsonio import MalformedJson, from_json, loads
-    from orchestrator.storage.attempts import read_claims
+    from orchestrator.storage.attempts import attempt_numbers
 
     parents = [layout.EVENTS]
-    parents += [f"{layout.attempt_dir(c.attempt)}events/" for c in read_claims(storage)]
+    parents += [f"{layout.attempt_dir(n)}events/" for n in attempt_numbers(storage)]
     found = []
     for folder in (folder for parent in parents for folder in tail.streams(parent)):
         for line in tail.new(folder):

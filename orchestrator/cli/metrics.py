@@ -58,10 +58,14 @@ def command(*, run: str, as_csv: bool, as_json: bool) -> int:
 def read_curve(storage: Storage) -> list[StepMetrics]:
     """The curve of a run, read from what rank 0 of each attempt wrote."""
     from orchestrator.domain.curve import merge
-    from orchestrator.storage.attempts import read_claims, read_start
+    from orchestrator.errors import RecordDamaged
+    from orchestrator.storage.attempts import attempt_numbers, read_start
 
-    numbers = [claim.attempt for claim in read_claims(storage)]
-    starts = {n: point.step for n in numbers if (point := read_start(storage, n)) is not None}
+    numbers, starts = attempt_numbers(storage), {}
+    for number in numbers:
+        with suppress(RecordDamaged):  # then its first line says where it started
+            if (point := read_start(storage, number)) is not None:
+                starts[number] = point.step
     return merge({n: _lines(storage, n) for n in numbers}, starts)
 
 

@@ -76,10 +76,10 @@ class Record:
 
 
 def gather(run: Run) -> Record:
-    """Read everything. Raises StorageError, and CheckpointError for damaged claims."""
+    """Read everything. Raises StorageError, RecordDamaged where an attempt's start is damaged."""
     storage = run.storage
     log = RunLog(storage).read().records
-    numbers = [claim.attempt for claim in attempts.read_claims(storage)]
+    numbers = attempts.attempt_numbers(storage)
     starts = {n: s for n in numbers if (s := attempts.read_start(storage, n)) is not None}
     events = {n: list(read_events(storage, n, _KINDS)) for n in numbers}
     manifests = {n: _manifest(storage, log, starts[n]) for n in starts}

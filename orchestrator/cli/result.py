@@ -157,7 +157,7 @@ def _attempts(storage: Storage, view: LogView) -> Iterator[Attempt]:
         if record.kind == "commit":
             step = record.commit().step
             committed[record.attempt] = max(committed.get(record.attempt, 0), step)
-    claims = [claim.attempt for claim in attempts.read_claims(storage)]
+    claims = attempts.attempt_numbers(storage)
     for number in claims:
         verdicts = attempts.read_verdicts(storage, number)
         stops = attempts.read_stops(storage, number)
@@ -184,8 +184,8 @@ def _evaluations(events: list[dict[str, Any]], last: int) -> Iterator[tuple[int,
 
 def _events(storage: Storage, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Events of the attempts' agents, by attempt."""
-    for claim in attempts.read_claims(storage):
-        yield from read_events(storage, claim.attempt, kinds)
+    for number in attempts.attempt_numbers(storage):
+        yield from read_events(storage, number, kinds)
 
 
 def replaced_counts(storage: Storage) -> dict[str, int]:

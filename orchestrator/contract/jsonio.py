@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Json = Any
 """A value as `json.loads` gives it."""
+SUM = "sum"
+SEALED = "sealed"
+"""Says that there is a sum: a damaged name of either field betrays itself by the other."""
 
 
 class MalformedJson(ValueError):
@@ -44,6 +47,41 @@ def pretty(value: Json) -> bytes:
 def digest(value: Json) -> str:
     """SHA-256 (hex) of the canonical form."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def seal(value: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields, and a checksum over all of them."""
+    body = {**value, SEALED: True}
+    return {**body, SUM: digest(body)}
+
+
+def unseal(data: bytes) -> Json:
+    """What was sealed and written by `canonical` or `pretty`, every bit of it as it was then.
+
+    What bears no seal was written by an early version, and is given as it is. Raises
+    MalformedJson.
+    """
+    value = loads(data)
+    if not isinstance(value, dict) or not (SUM in value or SEALED in value):
+        return value
+    body = without_sum(value)
+    if data not in (canonical(value), pretty(value)):
+        raise MalformedJson("is not written as it was")
+    return {name: field for name, field in body.items() if name != SEALED}
+
+
+def without_sum(value: Json) -> dict[str, Json]:
+    """The fields of an object that are not its checksum, which is compared. MalformedJson."""
+    if not isinstance(value, dict) or SUM not in value:
+        raise MalformedJson("has no checksum")
+    body = {name: field for name, field in value.items() if name != SUM}
+    try:
+        found = digest(body)
+    except (ValueError, RecursionError) as fault:
+        raise MalformedJson(f"holds what was never written: {fault}") from None
+    if found != value[SUM]:
+        raise MalformedJson("does not match its checksum")
+    return body
 
 
 def loads(data: bytes) -> Json:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.contract.jsonio import (
+    SUM,
     MalformedJson,
     digest,
     from_json,
     loads,
     pretty,
     to_json,
+    without_sum,
 )
 from orchestrator.contract.plan import BatchPlan
 
@@ -98,8 +100,7 @@ class CheckpointManifest:
 def encode_manifest(manifest: CheckpointManifest) -> bytes:
     """JSON for people, with a checksum `sum` over all other fields."""
     value = to_json(manifest)
-    value["sum"] = digest(value)
-    return pretty(value)
+    return pretty({**value, SUM: digest(value)})
 
 
 def decode_manifest(data: bytes) -> CheckpointManifest:
@@ -108,17 +109,7 @@ def decode_manifest(data: bytes) -> CheckpointManifest:
     The checksum tells damage from what was written, also where no commit record is at hand;
     it says nothing about who wrote it. Raises MalformedJson.
     """
-    value = loads(data)
-    if not isinstance(value, dict) or "sum" not in value:
-        raise MalformedJson("no checkpoint manifest, or one without its checksum")
-    body = {k: v for k, v in value.items() if k != "sum"}
-    try:
-        found = digest(body)
-    except (ValueError, RecursionError) as fault:
-        raise MalformedJson(f"holds what was never written: {fault}") from None
-    if found != value["sum"]:
-        raise MalformedJson("does not match its checksum")
-    manifest = from_json(CheckpointManifest, body)
+    manifest = from_json(CheckpointManifest, without_sum(loads(data)))
     check_files(manifest.files)
     return manifest
 

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.contract.jsonio import Json, MalformedJson, canonical, digest, from_json, to_json
+from orchestrator.contract.jsonio import (
+    SUM,
+    Json,
+    MalformedJson,
+    NewerSchema,
+    canonical,
+    digest,
+    from_json,
+    to_json,
+    without_sum,
+)
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import StartFrom, TrainSpec
 
@@ -51,6 +61,8 @@ class SubmissionRecord:
     template: str | None = None
     """Which template the batch file or manifest was made from: `site:/etc/...`; None = none."""
     template_sha256: str | None = None
+    after_attempt: int = 0
+    """Newest claim when this was created: all up to it are of earlier submissions."""
     time: str = ""
     schema: int = 1
 
@@ -247,22 +259,17 @@ class LogRecord:
 def encode_record(record: LogRecord) -> bytes:
     """Canonical JSON with a checksum `sum` over all other fields."""
     value = to_json(record)
-    value["sum"] = digest(to_json(record))
-    return canonical(value)
+    return canonical({**value, SUM: digest(value)})
 
 
 def decode_record(value: Json, seq: int) -> LogRecord:
     """Inverse of `encode_record` on parsed JSON; MalformedJson where checksum or number differ."""
-    if not isinstance(value, dict) or "sum" not in value:
-        raise MalformedJson(f"log record {seq} has no checksum")
-    body = {k: v for k, v in value.items() if k != "sum"}
     try:
-        found = digest(body)
-    except (ValueError, RecursionError) as fault:
-        raise MalformedJson(f"log record {seq} holds what was never written: {fault}") from None
-    if found != value["sum"]:
-        raise MalformedJson(f"log record {seq} does not match its checksum")
-    record = from_json(LogRecord, body)
+        record = from_json(LogRecord, without_sum(value))
+    except NewerSchema:
+        raise
+    except MalformedJson as fault:
+        raise MalformedJson(f"log record {seq} {fault}") from None
     if record.seq != seq:
         raise MalformedJson(f"log record {seq} calls itself {record.seq}")
     _check_body(record)

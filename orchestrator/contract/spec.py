@@ -79,6 +79,7 @@ class StartPoint:
     directory: str | None = None
     """Absolute local directory with the verified files."""
     commit_seq: int | None = None
+    schema: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

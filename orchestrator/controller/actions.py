@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.backends.base import RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import canonical, pretty, to_json
+from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
@@ -26,7 +26,7 @@ from orchestrator.controller.submit import (
 )
 from orchestrator.domain.facts import RunFacts
 from orchestrator.domain.states import State
-from orchestrator.errors import CheckpointError, UserError
+from orchestrator.errors import CheckpointError, RecordDamaged, UserError
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.opening import open_storage
@@ -88,6 +88,8 @@ def resume(
     """
     seen = observe(run)
     newest = seen.newest
+    if newest is None and seen.damaged:
+        raise RecordDamaged(seen.facts.damage)
     if newest is None:
         raise UserError(f"run {run.run_id} was never submitted", hint="submit the job again")
     if is_live(seen.facts):
@@ -98,7 +100,7 @@ def resume(
     if seen.facts.done:
         raise UserError(f"run {run.run_id} is finished", hint="submit the job as a new run")
     start = _start(seen, newest.start, ref, restart_from)
-    number = newest.number + 1
+    number = seen.facts.newest_submission + 1
     allowed = tuple(dict.fromkeys((*newest.spec.allow_change, *allow_change)))
     spec = replace(newest.spec, submission=number, allow_change=allowed)
     if job is not None:
@@ -106,7 +108,7 @@ def resume(
         spec = _changed_spec(run, spec, job)
     spec = _with_secrets(run, spec, job or run.job(spec.resolved))
     if job is not None:
-        run.storage.put(spec.resolved, pretty(to_json(job)))
+        attempts.write_job(run.storage, job, spec.resolved)
     _reopen(run)
     run.event(
         "resume_requested",

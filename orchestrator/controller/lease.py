@@ -10,9 +10,9 @@ from contextlib import suppress
 from orchestrator.agent.identity import boot_id, start_ticks
 from orchestrator.clock import Clock, iso, parse_iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
 from orchestrator.contract.records import LeaseRecord
-from orchestrator.errors import StorageError
+from orchestrator.errors import RecordDamaged, StorageError
+from orchestrator.storage import records
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
 TTL_S = 600.0
@@ -31,8 +31,8 @@ def _newest(storage: Storage) -> tuple[LeaseRecord | None, int]:
     found = (layout.number_of(e.path) for e in storage.list(layout.LEASE))
     numbers = sorted(n for n in found if n is not None)
     for number in reversed(numbers):
-        with suppress(NotFound, MalformedJson):
-            return from_json(LeaseRecord, loads(storage.get(layout.lease(number)))), numbers[-1]
+        with suppress(NotFound, RecordDamaged):
+            return records.read(storage, LeaseRecord, layout.lease(number)), numbers[-1]
     return None, numbers[-1] if numbers else 0
 
 
@@ -103,7 +103,7 @@ class Lease:
             released=released,
             lasting=self._lasting,
         )
-        outcome = self._storage.create(layout.lease(seq), canonical(to_json(record)))
+        outcome = self._storage.create(layout.lease(seq), records.encode(record))
         if not isinstance(outcome, Created):
             return False
         self._renewed = self._clock.monotonic()

@@ -14,7 +14,7 @@ from orchestrator.contract.records import ArrivalRecord, ClaimRecord, Submission
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
 from orchestrator.domain.facts import BackendPhase, Policy, RunFacts
-from orchestrator.errors import CheckpointError, Unreachable
+from orchestrator.errors import CheckpointError, RecordDamaged, Unreachable
 from orchestrator.helper import evidence
 from orchestrator.helper.ending import PEERS
 from orchestrator.helper.gather import last_words
@@ -37,6 +37,8 @@ class Seen:
     """The newest submission's; None if its backend never took it."""
     summary: RunSummary | None
     view: LogView
+    damaged: tuple[str, ...] = ()
+    """Records that are passed over, since they are not what was written."""
 
     @property
     def backend_id(self) -> str | None:
@@ -46,13 +48,15 @@ class Seen:
 
 def observe(run: Run) -> Seen:
     """Everything about a run, read now. Raises StorageError if the run directory is away."""
-    submissions = attempts.read_submissions(run.storage)
+    stored = attempts.all_submissions(run.storage)
+    submissions, number = stored.records, attempts.newest_number(stored)
     newest = submissions[-1] if submissions else None
-    job = _handed_over(run, newest) if newest else None
+    every_claim = attempts.all_claims(run.storage)
+    job = _handed_over(run, number, every_claim.records)
     view = RunLog(run.storage, run.clock).read()
     summary = read_summary(run.storage)
-    budgets = policy(run, newest.spec.resolved if newest else layout.RESOLVED)
-    claims = evidence.claims_since_resume(run.storage, submissions)
+    budgets, damage = _policy_or_damage(run, stored, newest)
+    claims = evidence.claims_since_resume(every_claim.records, submissions)
     seen = observation(run, job)
     phase = _settled_phase(run, seen, newest, claims, summary)
     ending = seen.ending
@@ -76,7 +80,7 @@ def observe(run: Run) -> Seen:
             ending=ending,
             restarts=seen.restarts,
         ),
-        newest_submission=newest.number if newest else 0,
+        newest_submission=number,
         unclaimed=failed,
         taken_unclaimed=taken,
         last_words=words.words if words else "",
@@ -94,16 +98,44 @@ def observe(run: Run) -> Seen:
         tombstone=attempts.has_tombstone(run.storage),
         policy=budgets,
         save_seconds=summary.save_seconds if summary else None,
+        damage=damage,
     )
     if facts.last and facts.last.verdict and facts.last.verdict.code == ExitCode.REFUSED:
         other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
         facts = replace(facts, other_checkpoint=other)
-    return Seen(facts, newest, job, summary, view)
+    return Seen(facts, newest, job, summary, view, (*stored.damaged, *every_claim.damaged))
 
 
-def _handed_over(run: Run, record: SubmissionRecord) -> JobRef | None:
-    note = attempts.read_submission_id(run.storage, record.number)
-    return None if note is None else JobRef(note.backend_id, record.key, note.uid)
+def _policy_or_damage(
+    run: Run, stored: attempts.Found[SubmissionRecord], newest: SubmissionRecord | None
+) -> tuple[Policy, str]:
+    """The run's budgets, and what of it is damaged so that nothing may be started any more."""
+    number, damage = attempts.newest_number(stored), ""
+    if number > (newest.number if newest else 0):
+        damage = (
+            f"{layout.submission(number)} is damaged: what it asked for cannot be read; "
+            "restore it from a backup"
+        )
+        if newest is not None:
+            damage += (
+                ", or say with `resume` what the run shall do (without options it goes on as "
+                f"submission {newest.number} said)"
+            )
+    try:
+        return policy(run, newest.spec.resolved if newest else layout.RESOLVED), damage
+    except RecordDamaged as fault:
+        return Policy(), damage or str(fault)
+
+
+def _handed_over(run: Run, number: int, claims: Sequence[ClaimRecord]) -> JobRef | None:
+    """The newest submission's job, as it was handed over; its claims know it too."""
+    key = f"{run.run_id}-{number}"
+    try:
+        note = attempts.read_submission_id(run.storage, number)
+    except RecordDamaged:
+        mine = (c for c in claims if c.submission == number)
+        return next((JobRef(c.backend_id, key) for c in mine), None)
+    return None if note is None else JobRef(note.backend_id, key, note.uid)
 
 
 def observation(run: Run, job: JobRef | None) -> Observation:
@@ -161,7 +193,7 @@ def _settled_phase(
     """
     once = run.backend.capabilities.starts_once and seen.phase == "pending" and newest is not None
     if once and any(
-        evidence.has_ended(run.storage, c.attempt)
+        attempts.has_ended(run.storage, c.attempt)
         for c in claims
         if newest is not None and c.submission == newest.number
     ):
@@ -173,7 +205,7 @@ def _settled_phase(
     if seen.phase != "unknown" or not seen.forgotten or newest is None:
         return seen.phase
     mine = [c for c in claims if c.submission == newest.number]
-    if mine and evidence.has_ended(run.storage, mine[-1].attempt):
+    if mine and attempts.has_ended(run.storage, mine[-1].attempt):
         return "gone"
     times = [newest.time, *(c.time for c in mine), summary.time if summary else ""]
     last = max((parse_iso(t) for t in times if t), default=0.0)

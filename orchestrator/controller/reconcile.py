@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator.backends.base import JobRef, RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import canonical, pretty, to_json
-from orchestrator.contract.records import SubmissionId, SubmissionRecord
+from orchestrator.contract.jsonio import canonical
+from orchestrator.contract.records import SubmissionId, SubmissionRecord, encode_record
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller import nodes, rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
@@ -54,6 +54,7 @@ def reconcile(run: Run) -> Step:
     nodes.note_deaths(run, seen)
     decision = decide(seen.facts)
     full = None
+    _tell_damage(run, seen)
     if isinstance(decision, Requeue) and decision.not_before <= run.clock.now():
         full = _submit_if_taken(run, seen, decision)
         seen = observe(run)
@@ -73,6 +74,13 @@ def reconcile(run: Run) -> Step:
     _record_end(run, seen, decision, state, row)
     run.registry.saw(run.run_id, row, final=state in FINAL, at=run.clock.now())
     return Step(state, decision, row)
+
+
+def _tell_damage(run: Run, seen: Seen) -> None:
+    """Say once of each damaged record that it is passed over."""
+    known = (run.registry.find(run.run_id).row or {}).get(rows.DAMAGED) or []
+    if news := [path for path in seen.damaged if path not in known]:
+        run.event("damaged_records", {"paths": news})
 
 
 def _withdraw(run: Run, job: JobRef, decision: Hold) -> None:
@@ -125,14 +133,16 @@ def _record_end(
 
 
 def _restore_done(run: Run, seen: Seen) -> None:
-    """done.json is a copy of the done record, re-created by whoever finds it missing."""
+    """done.json is a copy of the done record, put right by whoever finds it different."""
     record = seen.view.done()
     if record is None:
         return
     try:
-        run.storage.get(layout.DONE)
+        there = run.storage.get(layout.DONE)
     except NotFound:
-        run.storage.put(layout.DONE, pretty(to_json(record)))
+        there = b""
+    if there != encode_record(record):
+        run.storage.put(layout.DONE, encode_record(record))
 
 
 def _submit_if_taken(run: Run, seen: Seen, decision: Requeue) -> str | None:
@@ -164,7 +174,7 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
         reset_batch_plan=newest.reset_batch_plan and not claimed,
         spec=replace(newest.spec, submission=newest.number + 1),
     )
-    following = with_key(following)
+    following = with_key(run, following)
     record = attempts.create_submission(run.storage, following) or following
     hand_over(run, record)
     data = {"submission": record.number, "reason": decision.reason, "ended": seen.facts.ending}
@@ -173,9 +183,16 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     run.event("requeued", data)
 
 
-def with_key(record: SubmissionRecord) -> SubmissionRecord:
-    """The record with its idempotency key and a token of this writer."""
-    return replace(record, key=record.spec.key, token=secrets.token_hex(16))
+def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
+    """The record with its idempotency key, a token of this writer, and the claims before it."""
+    claims = attempts.all_claims(run.storage)
+    numbers = [c.attempt for c in claims.records] + claims.damaged_numbers()
+    return replace(
+        record,
+        key=record.spec.key,
+        token=secrets.token_hex(16),
+        after_attempt=max(numbers, default=0),
+    )
 
 
 def hand_over(run: Run, record: SubmissionRecord) -> str:

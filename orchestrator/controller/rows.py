@@ -63,6 +63,7 @@ def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str
         row = with_summary(row, seen.summary)
     row["preemptions"] = max(row["preemptions"], seen.facts.preemptions)
     row["grace_s"] = seen.facts.policy.grace_s
+    row[DAMAGED] = list(seen.damaged)
     return row
 
 
@@ -79,6 +80,8 @@ def job_of(row: Mapping[str, Any]) -> JobRef | None:
     return JobRef(row["backend_job_id"], row["backend_job_key"], row.get("backend_job_uid") or "")
 
 
+DAMAGED = "damaged"
+"""Internal field: paths of records that are passed over."""
 FULL = "submit-limit"
 """Reason in the row of a run whose next job its backend does not take for now."""
 
@@ -179,7 +182,9 @@ def _next(run: Run, decision: Decision) -> str | None:
     """The command, or the time, that comes next; None where nothing is to be done."""
     match decision:
         case Hold():
-            return shlex.join(["qvl-orchestrate", "resume", run.run_id, *decision.next_flags])
+            return shlex.join(
+                ["qvl-orchestrate", decision.command, run.run_id, *decision.next_flags]
+            )
         case Fail():
             return shlex.join(["qvl-orchestrate", "logs", run.run_id])
         case Requeue():

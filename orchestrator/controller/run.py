@@ -11,10 +11,11 @@ from orchestrator.backends.base import Backend, load_backend
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
-from orchestrator.contract.jsonio import MalformedJson, canonical, from_json, loads, to_json
+from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import CheckpointError
 from orchestrator.registry.store import Registry, RunEntry
+from orchestrator.storage.attempts import read_job
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
@@ -49,11 +50,11 @@ class Run:
             seq += 1
 
     def job(self, path: str = layout.RESOLVED) -> ResolvedJob:
-        """The resolved job. Raises CheckpointError if it is missing or damaged."""
+        """The resolved job. Raises CheckpointError if it is missing, RecordDamaged."""
         try:
-            return from_json(ResolvedJob, loads(self.storage.get(path)))
-        except (NotFound, MalformedJson) as fault:
-            raise CheckpointError(f"{path} of run {self.run_id}: {fault}") from None
+            return read_job(self.storage, path)
+        except NotFound:
+            raise CheckpointError(f"{path} of run {self.run_id} is missing") from None
 
 
 def open_run(registry: Registry, wanted: str, clock: Clock) -> Run:

@@ -17,7 +17,6 @@ from orchestrator.backends.base import Submission, load_backend
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.env import TRAINER_MODULE
-from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
@@ -135,7 +134,7 @@ def submit(
     run = Run(entry, registry, storage, backend, clock)
     with withdrawn_on_failure(run):
         storage.put(layout.JOB, job_text.encode())
-        storage.put(layout.RESOLVED, pretty(to_json(job)))
+        attempts.write_job(storage, job)
         if values:
             write_secrets(registry.state_dir, run_id, values)
         registry.add(entry)
@@ -175,7 +174,7 @@ def start_submission(
         template_sha256=prepared.template_sha256,
         time=iso(run.clock.now()),
     )
-    record = with_key(record)
+    record = with_key(run, record)
     other = attempts.create_submission(run.storage, record)
     if other is not None:
         raise StorageError(

@@ -11,6 +11,7 @@ the job pending, running or unknown    -> Wait
 the job gone, cancelled by other hands -> Cancel (`scancel` is as good as ours)
 the job gone, taken back by us         -> Hold
 the job gone at its time limit         -> Requeue (three without a commit: Hold)
+the run directory damaged              -> Hold (repair)
 the job gone, last attempt taken away
     (node failure, preempted for good) -> Requeue (free; ten without a commit: Hold)
 the job gone, last attempt ended with
@@ -18,6 +19,7 @@ the job gone, last attempt ended with
     79                                 -> Requeue (somebody else's start was stale)
     77, plan can shrink                -> Requeue (free)
     78 contract, checkpoint            -> Hold, naming the flags of the least destructive cure
+    78 damaged, version                -> Hold
     78 otherwise                       -> Fail
     a crash, killed for memory         -> Requeue after a back-off; the same error three times
                                           in a row: Hold; other failures past the budget: Fail
@@ -40,6 +42,7 @@ from orchestrator.domain.signature import signature
 from orchestrator.domain.verdict import Verdict
 
 FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
+
 HOLDING_REASONS = ("contract", "checkpoint")
 ROOM_CAP_S = 300.0
 """Longest back-off of a job that waits for room."""
@@ -84,11 +87,12 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A person must look; `next_flags` is what `resume` would need, word by word."""
+    """A person must look; `next_flags` is what `command` would need, word by word."""
 
     reason: str
     message: str
     next_flags: tuple[str, ...] = ()
+    command: str = "resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,10 @@ def decide(facts: RunFacts) -> Decision:
     here = facts.backend in ("pending", "running", "unknown")
     if facts.tombstone:
         return Stop() if here else Cancel()
-    if here and facts.stuck:
-        return Hold(facts.stuck, facts.detail)
-    if here and facts.no_room and not facts.claimed:
-        return GiveBack(facts.detail)
     if here:
-        return Wait(facts.detail or f"the job is {facts.backend}")
+        return _while_here(facts)
+    if facts.damage:
+        return Hold("damaged", facts.damage, command="repair")
     if facts.backend == "absent" and facts.given_back:
         since = facts.backend_since or 0.0
         return Requeue("no room", since + room_backoff_s(facts.policy, facts.given_back))
@@ -125,6 +127,14 @@ def decide(facts: RunFacts) -> Decision:
     if facts.ending == "unstartable":
         return Hold("unstartable", facts.detail)
     return _after_end(facts)
+
+
+def _while_here(facts: RunFacts) -> Decision:
+    if facts.stuck:
+        return Hold(facts.stuck, facts.detail)
+    if facts.no_room and not facts.claimed:
+        return GiveBack(facts.detail)
+    return Wait(facts.detail or f"the job is {facts.backend}")
 
 
 def starts_again_now(facts: RunFacts) -> bool:
@@ -211,6 +221,10 @@ def _refused(facts: RunFacts, verdict: Verdict) -> Decision:
     """Held with the cure that gives up least: a named change, the old conditions, an older
     checkpoint, and only then the weights alone. Nothing proposes to begin from scratch.
     """
+    if verdict.reason == "damaged":
+        return Hold(verdict.reason, verdict.message, command="repair")
+    if verdict.reason == "version":
+        return Hold(verdict.reason, verdict.message)
     if verdict.reason not in HOLDING_REASONS:
         return Fail(verdict.reason, verdict.message)
     flags = tuple(dict.fromkeys(re.findall(r"--allow-change ([\w.*-]+)", verdict.message)))

@@ -95,6 +95,8 @@ class RunFacts:
     """Measured seconds of the last save."""
     other_checkpoint: str = ""
     """After a refusal: the newest kept checkpoint that the last attempt did not start from."""
+    damage: str = ""
+    """What of the run directory is damaged, so that nothing may be started on its word."""
 
     @property
     def last(self) -> AttemptFacts | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from orchestrator.contract.spec import TrainSpec
 from orchestrator.domain.batch import RESET, PlanInForce, plan_in_force
 from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
 from orchestrator.domain.verdict import attempt_verdict
-from orchestrator.errors import CheckpointError, NotOwner, StorageError
+from orchestrator.errors import CheckpointError, NotOwner, RecordDamaged, StorageError
 from orchestrator.helper.gather import Gathering
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
@@ -92,14 +92,17 @@ class Claimer:
     def _claim_attempt(self, job: ResolvedJob) -> ClaimRecord:
         while True:
             view = self._log.read()
-            submissions = attempts.read_submissions(self._storage)
-            claims = attempts.read_claims(self._storage)
+            submissions = attempts.all_submissions(self._storage)
+            claims = attempts.all_claims(self._storage)
+            mine = self._mine(submissions.records)
             outcome = may_start(
                 self._starter(),
-                claims,
-                max((s.number for s in submissions), default=0),
+                claims.records,
+                attempts.newest_number(submissions),
                 tombstone=attempts.has_tombstone(self._storage),
                 done=view.is_done(),
+                damaged=claims.damaged_numbers(),
+                after_attempt=mine.after_attempt if mine else 0,
             )
             if isinstance(outcome, Stale):
                 raise NotOwner(outcome.reason)
@@ -107,10 +110,14 @@ class Claimer:
                 return outcome.claim
             if self._spec.nodes > 1 and not self._gathering.complete(outcome.attempt):
                 continue
-            plan = self._plan(job, view, claims, submissions)
+            plan = self._plan(job, view, claims.records, mine)
             record = self._new_claim(outcome, plan)
-            if attempts.create_claim(self._storage, record) is None:
-                return record
+            with suppress(RecordDamaged):  # who was faster cannot be read: the rule knows of that
+                if attempts.create_claim(self._storage, record) is None:
+                    return record
+
+    def _mine(self, submissions: Sequence[SubmissionRecord]) -> SubmissionRecord | None:
+        return next((s for s in submissions if s.number == self._spec.submission), None)
 
     def _starter(self) -> Starter:
         me = self._identity
@@ -134,7 +141,7 @@ class Claimer:
         job: ResolvedJob,
         view: LogView,
         claims: list[ClaimRecord],
-        submissions: list[SubmissionRecord],
+        mine: SubmissionRecord | None,
     ) -> PlanInForce:
         saved, since = self._saved_plan(view)
         resets = [c for c in claims if c.plan_reason == RESET and c.attempt > since]
@@ -145,7 +152,6 @@ class Claimer:
             for c in claims
             if c.attempt >= since and self._verdict_code(c.attempt, view) == ExitCode.OUT_OF_MEMORY
         )
-        mine = next((s for s in submissions if s.number == self._spec.submission), None)
         first = not any(c.submission == self._spec.submission for c in claims)
         reset = mine is not None and mine.reset_batch_plan and first
         return plan_in_force(job.batch, saved, ooms, reset=reset)
@@ -202,11 +208,12 @@ class Claimer:
                 backend_id=self._identity.backend_id,
                 time=iso(self._clock.now()),
             )
-            holder = attempts.create_slot(self._storage, record)
-            if holder is None:
-                return record
-            if holder.token == self._token:
-                return holder
+            with suppress(RecordDamaged):  # held, by whom nobody knows
+                holder = attempts.create_slot(self._storage, record)
+                if holder is None:
+                    return record
+                if holder.token == self._token:
+                    return holder
         raise NotOwner(f"every slot of attempt {attempt} is taken")
 
     def master(self, attempt: int) -> SlotRecord:
@@ -215,6 +222,8 @@ class Claimer:
         while True:
             slots = attempts.read_slots(self._storage, attempt)
             if slots and slots[0].slot == 0:
+                if not slots[0].address:
+                    raise StorageError(f"the slot of node 0 of attempt {attempt} is damaged")
                 return slots[0]
             if self._clock.monotonic() > deadline:
                 raise StorageError(f"node 0 of attempt {attempt} did not appear")

@@ -8,13 +8,14 @@ from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import (
     CheckpointError,
     ContractRefused,
+    NewerVersion,
     NotOwner,
     PeersMissing,
     QvlError,
+    RecordDamaged,
     StorageError,
     UserError,
 )
-from orchestrator.helper import evidence
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import RunLog
@@ -29,7 +30,7 @@ def await_others(storage: Storage, clock: Clock, attempt: int, seconds: float) -
     end = clock.monotonic() + seconds
     while clock.monotonic() < end:
         try:
-            if evidence.has_ended(storage, attempt):
+            if attempts.has_ended(storage, attempt):
                 return
         except (StorageError, CheckpointError):
             return
@@ -56,8 +57,12 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.NOT_OWNER, "not-owner"
     if isinstance(fault, ContractRefused):
         return ExitCode.REFUSED, "contract"
+    if isinstance(fault, RecordDamaged):
+        return ExitCode.REFUSED, "damaged"
     if isinstance(fault, CheckpointError):
         return ExitCode.REFUSED, "checkpoint"
+    if isinstance(fault, NewerVersion):
+        return ExitCode.REFUSED, "version"
     if isinstance(fault, UserError):
         return ExitCode.REFUSED, "user"
     return CRASH, PEERS if isinstance(fault, PeersMissing) else "storage"

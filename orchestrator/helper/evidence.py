@@ -35,11 +35,11 @@ def policy(job: ResolvedJob, backoff_base_s: float) -> Policy:
 
 
 def claims_since_resume(
-    storage: Storage, submissions: Sequence[SubmissionRecord]
+    claims: Sequence[ClaimRecord], submissions: Sequence[SubmissionRecord]
 ) -> list[ClaimRecord]:
     """A person who says `resume` forgives what was spent of the budgets before."""
     since = _resumed_at(submissions)
-    return [c for c in attempts.read_claims(storage) if c.submission >= since]
+    return [c for c in claims if c.submission >= since]
 
 
 def _resumed_at(submissions: Sequence[SubmissionRecord]) -> int:
@@ -54,8 +54,8 @@ def unclaimed(
     """
     claimed = max((c.submission for c in claims), default=0)
     since = max(claimed + 1, _resumed_at(submissions))
-    ended = [s.ended for s in submissions[1:]] + [ending]
-    mine = [e for s, e in zip(submissions, ended, strict=True) if s.number >= since]
+    ended = {s.number - 1: s.ended for s in submissions[1:]}
+    mine = [ended.get(s.number, ending) for s in submissions if s.number >= since]
     taken = sum(1 for e in mine if e in NO_FAULT)
     return len(mine) - taken, taken
 
@@ -67,12 +67,6 @@ def recent(budgets: Policy) -> int:
     can be preemptions (the next one holds the run); all later ones spend the other budget.
     """
     return budgets.max_attempts_without_commit + budgets.max_failures_without_progress
-
-
-def has_ended(storage: Storage, attempt: int) -> bool:
-    """True if every slot that was claimed in the attempt has left its verdict."""
-    slots = {s.slot for s in attempts.read_slots(storage, attempt)}
-    return bool(slots) and slots <= {v.slot for v in attempts.read_verdicts(storage, attempt)}
 
 
 def was_cancelled(storage: Storage, claims: Sequence[ClaimRecord]) -> bool:
@@ -135,12 +129,13 @@ def starts_again(storage: Storage, log: RunLog, job: ResolvedJob, submission: in
     """Whether the job of this submission, which is ending, should be started again at once:
     asked on a node, where the scheduler can do it without any controller.
     """
-    submissions = attempts.read_submissions(storage)
-    if not submissions or submissions[-1].number != submission:
+    all_of_them = attempts.all_submissions(storage)
+    submissions = all_of_them.records
+    if not submissions or attempts.newest_number(all_of_them) != submission:
         return False
     view = log.read()
     budgets = policy(job, backoff_base_s=1.0)
-    claims = claims_since_resume(storage, submissions)[-recent(budgets) :]
+    claims = claims_since_resume(attempts.read_claims(storage), submissions)[-recent(budgets) :]
     found = attempt_facts(storage, view, claims, submissions, living=False, ending="")
     facts = RunFacts(
         attempts=found,

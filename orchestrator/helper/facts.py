@@ -13,7 +13,15 @@ from typing import Any
 from orchestrator import __version__
 from orchestrator.contract import layout
 from orchestrator.contract.dataset import media_of, read_index
-from orchestrator.contract.jsonio import MalformedJson, canonical, digest, loads, pretty, to_json
+from orchestrator.contract.jsonio import (
+    MalformedJson,
+    canonical,
+    digest,
+    pretty,
+    seal,
+    to_json,
+    unseal,
+)
 from orchestrator.contract.manifest import CHECKPOINT_FORMAT
 from orchestrator.contract.regular import open_regular, read_regular
 from orchestrator.contract.resolved import DataSpec, ResolvedJob
@@ -86,7 +94,7 @@ def model_facts(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
         files[name] = cached
     cache = {str(folder / name): entry for name, entry in files.items()}
     if cache != known:
-        storage.put(layout.BASE_CACHE, pretty(cache))
+        storage.put(layout.BASE_CACHE, pretty(seal(cache)))
     hashes = {name: entry["sha256"] for name, entry in files.items()}
     return {"model.digest": digest(hashes)}
 
@@ -99,7 +107,7 @@ def _holds(cached: Any, stamp: list[int]) -> bool:
 
 def _read_cache(storage: Storage) -> dict[str, Any]:
     try:
-        cache = loads(storage.get(layout.BASE_CACHE))
+        cache = unseal(storage.get(layout.BASE_CACHE))
     except (NotFound, MalformedJson):
         return {}
     return cache if isinstance(cache, dict) else {}

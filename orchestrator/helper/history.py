@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 from orchestrator.contract.summary import RunSummary
 from orchestrator.domain.verdict import attempt_verdict
-from orchestrator.storage import attempts
+from orchestrator.errors import RecordDamaged
+from orchestrator.storage import attempts, records
 from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import LogView
@@ -14,10 +14,10 @@ from orchestrator.storage.segments import read_segments
 
 
 def read_summary(storage: Storage) -> RunSummary | None:
-    """summary.json, or None if there is none that can be read."""
+    """summary.json, or None if there is none that can be read: its helper writes it anew."""
     try:
-        return from_json(RunSummary, loads(storage.get(layout.SUMMARY)))
-    except (NotFound, MalformedJson):
+        return records.read(storage, RunSummary, layout.SUMMARY)
+    except (NotFound, RecordDamaged):
         return None
 
 
@@ -27,8 +27,8 @@ def first_summary(storage: Storage, view: LogView, run_id: str, attempt: int) ->
     live = live_commits(view)
     newest = live[-1] if live else None
     preemptions = 0
-    for claim in attempts.read_claims(storage):
-        if claim.attempt < attempt and _preempted(storage, view, claim.attempt):
+    for number in attempts.attempt_numbers(storage):
+        if number < attempt and _preempted(storage, view, number):
             preemptions += 1
     return RunSummary(
         run_id=run_id,

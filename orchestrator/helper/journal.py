@@ -12,10 +12,11 @@ from typing import Any
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
-from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import StorageError
 from orchestrator.storage.protocol import Storage
+from orchestrator.storage.records import encode_pretty
 from orchestrator.storage.segments import SegmentWriter
 
 FLUSH_S = 2.0
@@ -131,7 +132,7 @@ class SummaryWriter:
             return
         stamped = replace(self.now, time=iso(self._clock.now()))
         try:
-            self._storage.put(layout.SUMMARY, pretty(to_json(stamped)))
+            self._storage.put(layout.SUMMARY, encode_pretty(stamped))
         except StorageError:
             return
         self._written, self._written_at = self.now, now

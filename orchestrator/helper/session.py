@@ -10,9 +10,8 @@ from typing import Any
 
 from orchestrator.agent.identity import Identity
 from orchestrator.clock import Clock, iso
-from orchestrator.contract import layout
 from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.jsonio import canonical, to_json
+from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
@@ -192,10 +191,10 @@ class Session:
 
     def _start_point(self, job: ResolvedJob, facts: Mapping[str, Any]) -> StartPoint:
         claimed = self._held()
-        path = layout.start_point(claimed.claim.attempt)
         if claimed.slot.slot != 0:
             seconds = self._spec.node_lost_s * 5
-            return reading.start_point(self._storage, self._clock, path, seconds)
+            number = claimed.claim.attempt
+            return reading.start_point(self._storage, self._clock, number, seconds)
         chooser = Chooser(
             self._storage,
             self._log,
@@ -208,7 +207,7 @@ class Session:
             local_tier(job.checkpoint, self._spec.run_id),
         )
         point = chooser.choose(reading.submission(self._storage, self._spec.submission).start)
-        self._storage.put(path, canonical(to_json(point)))
+        attempts.write_start(self._storage, claimed.claim.attempt, point)
         if self._summary is not None:
             lost = history.lost_steps(self._storage, claimed.claim.attempt, point.step)
             self._summary.change(

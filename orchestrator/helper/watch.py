@@ -89,7 +89,7 @@ class Watcher:
             key = (record.slot, record.index)
             if key not in self._seen:
                 self._seen.add(key)
-                yield StopWanted(record.reason, record.seconds_left)
+                yield StopWanted(record.reason, min(record.seconds_left, self._grace_s))
         if not self._cancelled and attempts.has_tombstone(self._storage):
             self._cancelled = True
             yield StopWanted(CANCEL, self._grace_s)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import UserError
 from orchestrator.registry.store import RunEntry
-from orchestrator.storage.attempts import read_submissions
+from orchestrator.storage.attempts import read_job, read_submissions
 from orchestrator.storage.opening import is_remote, open_storage
 from orchestrator.storage.protocol import NotFound, Storage
 
@@ -54,11 +53,9 @@ def _same_place(one: str, other: str) -> bool:
 
 def _read_job(storage: Storage) -> ResolvedJob:
     try:
-        return from_json(ResolvedJob, loads(storage.get(layout.RESOLVED)))
+        return read_job(storage)
     except NotFound:
         raise UserError(
             f"{storage.uri} is no run directory: it has no {layout.RESOLVED}",
             hint="name directories like <checkpoint.uri>/<run_id>",
         ) from None
-    except MalformedJson as fault:
-        raise UserError(f"{storage.uri}/{layout.RESOLVED} is damaged: {fault}") from None

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from orchestrator.controller.reconcile import Step, reconcile
 from orchestrator.controller.rows import job_of
 from orchestrator.controller.run import Run
 from orchestrator.controller.submit import SiteSettings, submit
+from orchestrator.errors import RecordDamaged
 from orchestrator.registry.store import Registry
 from orchestrator.storage import attempts
 from orchestrator.storage.runlog import RunLog
@@ -156,9 +157,13 @@ class Driven:
 
     def job(self) -> JobRef | None:
         """The newest submission's job, as it was handed over."""
-        record = attempts.read_submissions(self.storage)[-1]
-        note = attempts.read_submission_id(self.storage, record.number)
-        return JobRef(note.backend_id, record.key, note.uid) if note else None
+        number = attempts.newest_number(attempts.all_submissions(self.storage))
+        with suppress(RecordDamaged):
+            note = attempts.read_submission_id(self.storage, number)
+            return (
+                JobRef(note.backend_id, f"{self.run.run_id}-{number}", note.uid) if note else None
+            )
+        return None
 
     def cancel_job(self) -> None:
         """Its backend's cancel, and no tombstone."""
@@ -202,8 +207,8 @@ class Driven:
     def curve(self, rank: int = 0) -> dict[int, StepMetrics]:
         """One rank's metrics by step; a later attempt wins."""
         found: dict[int, StepMetrics] = {}
-        for claim in attempts.read_claims(self.storage):
-            for _, line in read_segments(self.storage, layout.metrics(claim.attempt, rank)):
+        for number in attempts.attempt_numbers(self.storage):
+            for _, line in read_segments(self.storage, layout.metrics(number, rank)):
                 metrics = from_json(StepMetrics, line)
                 found[metrics.step] = metrics
         return found
@@ -223,8 +228,8 @@ class Driven:
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Events of all attempts' nodes, in order."""
         found = []
-        for claim in attempts.read_claims(self.storage):
-            folder = layout.attempt_events(claim.attempt, "node-0")
+        for number in attempts.attempt_numbers(self.storage):
+            folder = layout.attempt_events(number, "node-0")
             found += [line for _, line in read_segments(self.storage, folder)]
         return [e for e in found if kind is None or e["kind"] == kind]
 

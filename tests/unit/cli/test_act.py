@@ -308,7 +308,7 @@ def test_controller_once_leaves_a_run_to_its_own_and_reports_faults(
     assert lease.acquire()
     assert desk("controller", "once") == "1 with a controller of their own\n"
     lease.release()
-    (Path(answer["run_dir"]) / layout.RESOLVED).write_text("{")
+    (Path(answer["run_dir"]) / layout.RESOLVED).unlink()
     found = desk.json("controller", "once", code=73)
     assert found["run_id"] == answer["run_id"]
     assert "resolved.json" in found["error"]

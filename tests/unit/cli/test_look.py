@@ -240,7 +240,8 @@ def test_adopt_refuses_what_is_no_run(shell: Shell, run: Built, tmp_path: Path) 
     shell("adopt", str(moved), code=78)
     assert "is not where run" in shell.err
     (moved / layout.RESOLVED).write_text("{}")
-    shell("adopt", str(moved), code=78)
+    shell("adopt", str(moved), code=73)
+    assert "resolved.json is damaged" in shell.err
 
 
 def test_version_imports_none_of_them(shell: Shell) -> None:

@@ -17,6 +17,7 @@ CODES = {
     errors.Full: 69,
     errors.StorageError: 69,
     errors.CheckpointError: 73,
+    errors.RecordDamaged: 73,
     errors.LogDamaged: 73,
     errors.RegistryDamaged: 73,
     errors.ContractRefused: 78,

@@ -25,7 +25,7 @@ from orchestrator.controller.lease import Lease, newest
 from orchestrator.controller.reconcile import Step
 from orchestrator.controller.run import Run
 from orchestrator.controller.trouble import LONGEST_S, Trouble
-from orchestrator.errors import NoSuchRun, QvlError, StorageError, UserError
+from orchestrator.errors import NoSuchRun, QvlError, RecordDamaged, StorageError, UserError
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import Refused
 from tests.harness.faulty import Faulty, until
@@ -207,16 +207,22 @@ def test_a_file_system_that_is_not_mounted_is_waited_for(
     assert scene.jobs.submitted
 
 
-def test_damage_does_not_keep_the_lease_from_who_mends_it(scene: Scene) -> None:
-    whole = scene.storage.get(layout.RESOLVED)
-    scene.storage.put(layout.RESOLVED, b"{")
+def test_damage_does_not_keep_the_lease_from_who_mends_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mend, faults = loop.reconcile, [RecordDamaged("damaged")] * 3
+
+    def damaged(run: Run) -> loop.Step:
+        if faults:
+            raise faults.pop()
+        return mend(run)
+
+    monkeypatch.setattr(loop, "reconcile", damaged)
     sleep, live = scene.clock.sleep, []
 
     def mended(seconds: float) -> None:
         held = newest(scene.storage)
         live.append(held is not None and not held.released)
-        if len(live) == 3:
-            scene.storage.put(layout.RESOLVED, whole)
         sleep(seconds)
 
     scene.clock.sleep = mended  # type: ignore[method-assign]

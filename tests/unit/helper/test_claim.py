@@ -16,7 +16,6 @@ from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import ArrivalRecord, Done
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import (
-    CheckpointError,
     LogDamaged,
     NotOwner,
     PeersMissing,
@@ -143,11 +142,38 @@ def test_a_damaged_log_starts_nothing(site: Site) -> None:
     assert names == [layout.log_record(1)]
 
 
-def test_a_damaged_claim_is_named(site: Site) -> None:
+def test_only_the_next_submission_goes_past_a_damaged_claim(site: Site) -> None:
     site.submit(1)
     site.start()
     site.storage.put(layout.claim(1), b"[]")
-    changes_nothing(site, CheckpointError, "attempts/000001.json is damaged", restart=1)
+    stale(site, "the claim of attempt 1 is damaged", restart=1)
+    stale(site, "the claim of attempt 1 is damaged", slot=1)
+    site.submit(2, after_attempt=1)
+    assert site.start(2, "b").claim.attempt == 2
+
+
+def test_a_claim_damaged_after_the_submission_was_created_may_be_of_it(site: Site) -> None:
+    site.submit(1)
+    site.submit(2)
+    site.start(2, "b")
+    site.storage.put(layout.claim(1), b"[]")
+    stale(site, "the claim of attempt 1 is damaged", 2, "b", restart=1)
+
+
+def test_an_agent_of_a_damaged_newest_submission_claims_nothing(site: Site) -> None:
+    site.submit(1)
+    site.submit(2)
+    site.storage.put(layout.submission(2), b"[]")
+    stale(site, "submission 1 was followed by 2", 1)
+
+
+def test_slot_0_that_cannot_be_read_is_no_meeting_point(site: Site) -> None:
+    site.submit(1)
+    claimed = site.start()
+    site.storage.put(layout.slot(1, 0), b"[]")
+    claimer = site.claimer()
+    with pytest.raises(StorageError, match="slot of node 0 of attempt 1 is damaged"):
+        claimer.master(claimed.claim.attempt)
 
 
 # --- overtaken

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import canonical, loads
+from orchestrator.contract.jsonio import canonical, loads, unseal
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import (
     CheckpointSpec,
@@ -130,11 +130,11 @@ def test_a_damaged_cache_is_only_slow(
 ) -> None:
     first = fact_sheet.model_facts(job, storage)
     if cache is None:
-        entries = loads(storage.get(layout.BASE_CACHE))
+        entries = unseal(storage.get(layout.BASE_CACHE))
         cache = canonical({k: {"stamp": v["stamp"]} for k, v in entries.items()})
     storage.put(layout.BASE_CACHE, cache)
     assert fact_sheet.model_facts(job, storage) == first
-    assert all(len(v["sha256"]) == 64 for v in loads(storage.get(layout.BASE_CACHE)).values())
+    assert all(len(v["sha256"]) == 64 for v in unseal(storage.get(layout.BASE_CACHE)).values())
 
 
 def test_a_touched_but_equal_model_is_equal(job: ResolvedJob, storage: MemoryStorage) -> None:

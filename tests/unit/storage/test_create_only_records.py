@@ -97,8 +97,10 @@ def test_tombstone(memory: MemoryStorage) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"attempt": 1}'])
 def test_a_damaged_record_is_named(memory: MemoryStorage, data: bytes) -> None:
+    attempts.create_claim(memory, replace(CLAIM, attempt=2))
     memory.put(layout.claim(1), data)
-    with pytest.raises(CheckpointError, match="attempts/000001.json is damaged"):
-        attempts.read_claims(memory)
+    assert [c.attempt for c in attempts.read_claims(memory)] == [2]
+    assert attempts.all_claims(memory).damaged == (layout.claim(1),)
+    assert attempts.attempt_numbers(memory) == [1, 2]
     with pytest.raises(CheckpointError, match="attempts/000001.json is damaged"):
         attempts.create_claim(memory, CLAIM)
