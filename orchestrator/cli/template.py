@@ -120,21 +120,33 @@ def diff(*, site: Path | None, template: Path | None, source: bool, as_json: boo
     epilog="""\b
 Examples:
   qvl-orchestrate template check
-  qvl-orchestrate template check --template ./train.sbatch.j2 --json""",
+  qvl-orchestrate template check --template ./train.sbatch.j2 --json
+  qvl-orchestrate template check --run""",
 )
 @_site
 @_template
+@click.option(
+    "--run",
+    "run_it",
+    is_flag=True,
+    help="Run it too, here, with stubs of srun and scontrol: does it live through a notice?",
+)
 @json_option
-def check(*, site: Path | None, template: Path | None, as_json: bool) -> int:
+def check(*, site: Path | None, template: Path | None, run_it: bool, as_json: bool) -> int:
     """Render it for 1 x 1, 1 x 8 and 4 x 8 GPUs and look for what a job cannot do without.
 
     Refused (exit code 78) is a template that loses the notice, append mode, the requeue, the
     supervisor or the GPU count, that bash cannot read, or that sbatch --test-only refuses.
+
+    --run executes the rendered file on this machine, in an empty folder, with a PATH of stubs
+    and a time limit; only files that belong to you or root are run.
     """
     from orchestrator.controller.templates import check_template
 
     config = _load(site)
     report = check_template(config, _find(config, template))
+    if run_it:
+        report = _run(config, report, site)
     if as_json:
         out_json(_report_json(report))
     else:
@@ -183,6 +195,21 @@ def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:
         out(f"written {output}")
         out("  then  qvl-orchestrate template check")
     return 0
+
+
+def _run(config: SiteConfig, report: Report, site: Path | None) -> Report:
+    from orchestrator.config.site import site_file
+    from orchestrator.controller.rehearsal import LIMIT_S, STORIES, may_run
+    from orchestrator.controller.templates import rehearse_template
+
+    file = site_file(site)
+    may_run([Path(s.path) for s in report.template.sources] + ([file] if file else []))
+    note(
+        f"running {report.template.template_id} on this machine, {len(STORIES)} times for each of "
+        f"two shapes: in an empty folder, with stubs of srun and scontrol, at most {LIMIT_S:.0f} s "
+        "each"
+    )
+    return rehearse_template(config, report)
 
 
 def _load(site: Path | None) -> SiteConfig:
@@ -240,12 +267,16 @@ def _report_json(report: Report) -> dict[str, Any]:
         "findings": to_json(report.findings),
         "notes": list(report.notes),
         "asked_slurm": report.slurm,
+        "ran": to_json(report.acts),
     }
 
 
 def _print_report(report: Report) -> None:
     for finding in report.findings:
         out(str(finding))
+    for act in report.acts:
+        if not act.refused:
+            out(f"{act.shape}, {act.story}: {act.seen or 'nothing as it must be'}")
     for text in report.notes:
         note(f"note: {text}")
     if not report.slurm:

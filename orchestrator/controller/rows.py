@@ -40,6 +40,7 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "checkpoint_time": None,
         "message": None,
         "save_seconds": None,
+        "step_seconds": None,
         "startup": None,
         "grace_s": None,
         "template": None,
@@ -123,6 +124,7 @@ def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
         "last_checkpoint": checkpoint,
         "checkpoint_time": summary.checkpoint_time,
         "save_seconds": summary.save_seconds,
+        "step_seconds": summary.step_seconds,
         "startup": dict(summary.startup) or None,
         "eta_s": summary.eta_s if row["state"] in ("RUNNING", "STARTING") else None,
     }

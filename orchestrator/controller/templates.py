@@ -17,6 +17,7 @@ from orchestrator.config.resolve_slurm import resolve_slurm
 from orchestrator.config.site import SiteConfig
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
+from orchestrator.controller.rehearsal import Act, Script, rehearse
 from orchestrator.errors import QvlError, UserError
 from orchestrator.templates.check import Finding, Shape, check
 from orchestrator.templates.find import SLURM_TEMPLATE, Template, find_for
@@ -38,6 +39,8 @@ class Report:
     notes: tuple[str, ...]
     slurm: bool
     """True if a Slurm was asked too."""
+    acts: tuple[Act, ...] = ()
+    """What was seen where the batch file was run (`rehearse_template`)."""
 
     @property
     def ok(self) -> bool:
@@ -109,6 +112,34 @@ def check_template(site: SiteConfig, template: Template) -> Report:
     # Said once, though it holds for each shape.
     once = {(f.file, f.line, re.sub(r"\d+", "", f.what)): f for f in reversed(findings)}
     return Report(template, tuple(reversed(once.values())), tuple(dict.fromkeys(notes)), asked)
+
+
+def rehearse_template(site: SiteConfig, report: Report) -> Report:
+    """The report with what is seen when the batch file runs, for one node and for four.
+
+    Runs what the template and the site file say, on this machine: see `rehearsal.may_run`.
+    """
+    template, acts = report.template, list[Act]()
+    for nodes, gpus in (SHAPES[0], SHAPES[-1]):
+        values = sample_values(site, nodes, gpus)
+        script = Script(
+            text=render(template, values).text,
+            job_name=str(values["job_name"]),
+            spec=str(values["spec"]),
+            shape=str(Shape(nodes, gpus)),
+        )
+        acts += rehearse(script)
+    cure = 'begin with {% extends "slurm/train.sbatch.j2" %} and override only blocks'
+    faults = {f"{act.story}: {fault}": None for act in acts for fault in act.faults}
+    findings = tuple(Finding(str(template.path), 1, what, cure) for what in faults)
+    refused = {f"on this machine it {act.seen}: no more of it was run": None
+               for act in acts if act.refused}  # fmt: skip
+    return replace(
+        report,
+        findings=report.findings + findings,
+        notes=(*report.notes, *refused),
+        acts=tuple(acts),
+    )
 
 
 def _as_finding(fault: UserError, template: Template) -> Finding:

@@ -15,7 +15,7 @@ CRED_EXPIRE_S = 120
 KILL_WAIT_S = 30
 MARGIN = 1.5
 """A save must fit so often into the time that there is."""
-OUR_CODES = {"75", "76", "77"}
+PREEMPTED_CODES = {"75", "76"}
 LONG_WAIT_S = 60
 
 
@@ -27,12 +27,25 @@ class Wants:
     """Those that jobs go to; none named: the default one."""
     save_s: float | None = None
     """The longest save that was measured; None: none was."""
+    micro_s: float | None = None
+    """A micro-batch, after which a save can begin; None: not measured."""
     grace_s: float | None = None
     """What the job believes it has."""
     time_limit_s: int | None = None
     site_graces: Mapping[str, float] = field(default_factory=dict)
     """grace_s of each partition in site.toml."""
     site_file: str = "site.toml"
+
+    @property
+    def notice_s(self) -> float | None:
+        """From a notice to the end of a save."""
+        return None if self.save_s is None else self.save_s + (self.micro_s or 0.0)
+
+    @property
+    def took(self) -> str:
+        """What was measured, in words."""
+        micro = f", after a micro-batch of {self.micro_s:.1f} s" if self.micro_s else ""
+        return f"a save took {self.save_s:.1f} s{micro}"
 
 
 def judge(config_text: str, partition_text: str, wants: Wants) -> tuple[Finding, ...]:
@@ -72,11 +85,18 @@ def _requeue(conf: SlurmConf) -> Iterator[Finding]:
     if conf.get("JobRequeue") == "0":
         why = "our batch files say --requeue themselves; jobs that do not are lost when preempted"
         yield Finding("note", "JobRequeue", "0", why, "slurm.conf: JobRequeue=1")
-    holds = OUR_CODES & set(_codes(conf.get("RequeueExitHold")))
-    if holds:
-        why = "a preempted run would be held until somebody releases it"
+    holds = set(_codes(conf.get("RequeueExitHold")))
+    if holds & PREEMPTED_CODES:
+        why = "a preempted run would not start again by itself, only as a new job of its controller"
         yield Finding("danger", "RequeueExitHold", f"holds jobs that end with {_and(holds)}", why,
-                      "slurm.conf: take 75, 76 and 77 out of RequeueExitHold")  # fmt: skip
+                      "slurm.conf: take 75 and 76 out of RequeueExitHold")  # fmt: skip
+    elif holds:
+        why = (
+            "a run that fails so leaves a job in SPECIAL_EXIT behind, until its controller starts "
+            "it anew or `cancel` ends it"
+        )
+        yield Finding("warning", "RequeueExitHold", f"holds jobs that end with {_and(holds)}", why,
+                      "slurm.conf: RequeueExitHold= without codes of our jobs")  # fmt: skip
     crashes = set(_codes(conf.get("RequeueExit"))) - {"75", "76"}
     if crashes:
         why = "failures come back for ever, past the failure budget of the run"
@@ -124,18 +144,26 @@ def _waits(conf: SlurmConf, wants: Wants) -> Iterator[Finding]:
         base = conf.get("AuthInfo") or ""
         line = ",".join(filter(None, [base if not given else "", "cred_expire=30"]))
         yield Finding("note", "cred_expire", f"{expire} s", why, f"slurm.conf: AuthInfo={line}")
-    kill = conf.seconds("KillWait") or KILL_WAIT_S
-    if wants.save_s and kill < wants.save_s * MARGIN:
+    kill = _kill_wait(conf)
+    if kill == 0:
+        why = "SIGKILL follows SIGTERM at once: scontrol requeue, scancel, time limits save nothing"
+        yield Finding("danger", "KillWait", "0 s", why, "slurm.conf: KillWait=30")
+    elif wants.notice_s and kill < wants.notice_s * MARGIN:
         why = (
-            "scontrol requeue, scancel and the end of the time limit leave only this long for a "
-            f"save, which took {wants.save_s:.1f} s"
+            "scontrol requeue, scancel and the end of the time limit leave only this long to save: "
+            f"{wants.took}"
         )
-        line = f"slurm.conf: KillWait={_round_up(wants.save_s)}"
+        line = f"slurm.conf: KillWait={_round_up(wants.notice_s)}"
         yield Finding("warning", "KillWait", f"{kill} s", why, line)
     lost = conf.seconds("SlurmdTimeout")
     if lost and lost >= 300:
         why = "a node that dies is noticed, and its jobs start again, only after so long"
         yield Finding("note", "SlurmdTimeout", f"{lost} s", why, "slurm.conf: SlurmdTimeout=60")
+
+
+def _kill_wait(conf: SlurmConf) -> int:
+    known = conf.seconds("KillWait")
+    return KILL_WAIT_S if known is None else known
 
 
 def _round_up(save_s: float) -> int:
@@ -182,25 +210,27 @@ def _mode(subject: str, partition: Partition, modes: frozenset[str]) -> Iterator
 
 
 def _grace(conf: SlurmConf, partition: Partition, wants: Wants) -> Iterator[Finding]:
-    kill = conf.seconds("KillWait") or KILL_WAIT_S
+    kill = _kill_wait(conf)
     real = partition.grace_s or kill
     subject = f"GraceTime of {partition.name}"
     line = f"slurm.conf: PartitionName={partition.name} ... GraceTime="
     source = f"{partition.grace_s} s" if partition.grace_s else f"0, so KillWait counts: {kill} s"
-    if wants.save_s is None:
+    needs = wants.notice_s
+    if real == 0:
+        why = "a preempted job is killed at once and loses the steps since the last save"
+        yield Finding("danger", subject, source, why, f"{line}60")
+    elif needs is None:
         why = "no save was measured yet; run doctor again after the first checkpoint"
         change = "" if partition.grace_s else f"{line}60"
         yield Finding("note" if partition.grace_s else "warning", subject, source, why, change)
-    elif wants.save_s > real:
-        why = (
-            f"a save took {wants.save_s:.1f} s: each preemption loses the steps since the last one"
-        )
-        yield Finding("danger", subject, source, why, f"{line}{_round_up(wants.save_s)}")
-    elif wants.save_s * MARGIN > real:
-        why = f"a save took {wants.save_s:.1f} s, which leaves little room"
-        yield Finding("warning", subject, source, why, f"{line}{_round_up(wants.save_s)}")
+    elif needs > real:
+        why = f"{wants.took}: each preemption loses the steps since the last save"
+        yield Finding("danger", subject, source, why, f"{line}{_round_up(needs)}")
+    elif needs * MARGIN > real:
+        why = f"{wants.took}, which leaves little room"
+        yield Finding("warning", subject, source, why, f"{line}{_round_up(needs)}")
     else:
-        yield Finding("good", subject, f"{source}; a save took {wants.save_s:.1f} s")
+        yield Finding("good", subject, f"{source}; {wants.took}")
     yield from _beliefs(partition, real, wants)
 
 

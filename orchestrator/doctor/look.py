@@ -10,9 +10,10 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from orchestrator.backends.slurm import commands
 from orchestrator.config.site import SiteConfig
@@ -38,9 +39,13 @@ def wants_of(
     rules = site.slurm
     asked = job.slurm.get("partition") if job is not None else rules.partition
     named = (asked,) if asked else tuple(p.name for p in rules.partitions)
+    rows = _measured(registry, "slurm", job.name if job else None)
+    accumulation = int(job.training["gradient_accumulation_steps"]) if job else None
+    step_s = _longest(rows, "step_seconds")
     return Wants(
         partitions=named,
-        save_s=measured_save(registry, "slurm", job.name if job else None),
+        save_s=_longest(rows, "save_seconds"),
+        micro_s=step_s / accumulation if step_s and accumulation else None,
         grace_s=job.preemption.grace_s if job else None,
         time_limit_s=job.resources.time_limit_s if job else None,
         site_graces={p.name: p.grace_s for p in rules.partitions if p.grace_s is not None},
@@ -48,12 +53,14 @@ def wants_of(
     )
 
 
-def measured_save(registry: Registry, backend: str, name: str | None) -> float | None:
-    """Seconds of the longest save that is known: of runs of that name, else of all."""
+def _measured(registry: Registry, backend: str, name: str | None) -> list[dict[str, Any]]:
+    """Rows of the runs of that name, else of all."""
     rows = [(e.name, e.row or {}) for e in registry.runs() if e.backend == backend]
-    same = [row for n, row in rows if n == name] or [row for _, row in rows]
-    took = [row["save_seconds"] for row in same if row.get("save_seconds")]
-    return max(took, default=None)
+    return [row for n, row in rows if n == name] or [row for _, row in rows]
+
+
+def _longest(rows: Iterable[Mapping[str, Any]], what: str) -> float | None:
+    return max((row[what] for row in rows if row.get(what)), default=None)
 
 
 def look_slurm(wants: Wants) -> tuple[Finding, ...]:

@@ -7,6 +7,7 @@ to, Slurm may start the job again, the supervisor asks for that, and the shape s
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ _REQUIRED_CODE = (
      r"QVL_VERDICT_FILE"),
     (r"\bscontrol requeue incomplete\b", "nothing asks Slurm to start the job again",
      r"scontrol requeue"),
+    (r"^\s*while kill -0 \"\$qvl_agents\".*\bwait \"\$qvl_agents\"",
+     "nothing waits for the agents: after a notice the job would end before they have saved",
+     r"\bwait\b"),
     (r"^\s*exit \"\$qvl_code\"", "the job does not end with the attempt's exit code", r"exit"),
 )  # fmt: skip
 _LAUNCH = (
@@ -64,9 +68,13 @@ _LAUNCH = (
     (r"--export=ALL\b", "the variables of the batch file would not reach the agent"),
     (r"&\s*$", "a shell that waits in the foreground serves no trap"),
 )
+_ERREXIT = "the shell would leave before it asks for a requeue"
+_CHECK_SINGLE = "remove it, or check single commands: COMMAND || exit 78"
 _FORBIDDEN_CODE = (
-    (r"^\s*set\s+(-\w*e|-o\s+errexit)", "the shell would leave before it asks for a requeue",
-     "remove it, or check single commands: COMMAND || exit 78"),
+    (r"^\s*set\s(?:.*\s)?(-\w*e\w*|-\w*o\s+errexit)\b", _ERREXIT, _CHECK_SINGLE),
+    (r"^\s*shopt\s(?=.*-\w*s)(?=.*-\w*o).*\berrexit\b", _ERREXIT, _CHECK_SINGLE),
+    (r"^\s*trap\s+.*\bexit\b.*\b(ERR|TERM|USR1|USR2|CONT|DEBUG)\b",
+     "the shell would leave before it asks for a requeue", "remove it"),
     (r"\bscontrol requeue(?! incomplete)", "a plain requeue brings back a job that was cancelled",
      "say scontrol requeue incomplete"),
     (r"^\s*trap\s+(-|''|\"\")\s+.*\b(TERM|USR1|CONT)\b",
@@ -74,14 +82,14 @@ _FORBIDDEN_CODE = (
      "remove it: our trap keeps the shell alive, and does nothing else"),
     (r"^\s*exec\s+(?!\d*[<>])", "the shell that asks for a requeue would be gone",
      "start the command without exec"),
-    (r"^exit\b(?! \"\$qvl_code\")", "the shell would leave before its end",
+    (r"^exit\b(?! \"\$qvl_code\")|^\s+exit\s*(0\s*)?$", "the shell would leave before its end",
      "remove it; to refuse a start, say exit 78 in an if, in block setup"),
 )  # fmt: skip
 
 
 def check(text: str, template: Template, shape: Shape) -> tuple[Finding, ...]:
     """Everything that the rendered text has lost, in a fixed order; empty if nothing."""
-    found = [*_first_line(text), *_directive_faults(text, shape), *_code_faults(text)]
+    found = [*_first_line(text), *_directive_faults(text, shape), *_code_faults(text, shape)]
     return tuple(_placed(lost, template) for lost in found)
 
 
@@ -104,7 +112,7 @@ def _directive_faults(text: str, shape: Shape) -> Iterator[_Lost]:
     if signal.startswith("B:"):
         what = "the notice goes to the shell only (B:), and the agent hears nothing"
         yield _Lost(what, "leave out B:", r"--signal")
-    elif not re.fullmatch(r"(SIG)?USR1@\d+", signal):
+    elif not re.fullmatch(r"(SIG)?USR1@0*[1-9]\d*", signal):
         wanted = "USR1@{{ signal_s | directive }}"
         yield _directive("signal", last, wanted, "no notice comes before the time limit")
     if last.get("export") != "NONE":
@@ -169,19 +177,36 @@ def _gpus(last: dict[str, str], shape: Shape) -> Iterator[tuple[str, float]]:
             yield name, count / shape.nodes if name == "gpus" and count > 0 else count
 
 
-def _code_faults(text: str) -> Iterator[_Lost]:
+def _code_faults(text: str, shape: Shape) -> Iterator[_Lost]:
     code = _code(text)
     for pattern, what, near in _REQUIRED_CODE:
         if not any(re.search(pattern, line) for line in code):
             yield _Lost(what, _EXTEND, near)
-    yield from _launch_faults(code)
+    yield from _launch_faults(code, shape)
     for pattern, what, cure in _FORBIDDEN_CODE:
         for line in code:
-            if re.search(pattern, line):
-                yield _Lost(f"{line.strip()[:60]!r}: {what}", cure, re.escape(line.strip()))
+            said = next((c for c in _commands(line) if re.search(pattern, c)), None)
+            if said is not None:
+                yield _Lost(f"{said.strip()[:60]!r}: {what}", cure, re.escape(said.strip()))
 
 
-def _launch_faults(code: list[str]) -> Iterator[_Lost]:
+def _commands(line: str) -> Iterator[str]:
+    """The commands of a line: its parts, and what the site's `setup` lines say by `eval`. All but
+    the first are indented, as what may not be reached.
+    """
+    first, *others = re.split(r"&&|\|\||;|\b(?:then|else|do)\b|[{}]", line)
+    yield first
+    yield from (f" {part}" for part in others)
+    if re.match(r"\s*eval\s", line):
+        try:
+            inner = " ".join(shlex.split(line)[1:])
+        except ValueError:
+            return
+        for part in inner.split("\n"):
+            yield from _commands(part)
+
+
+def _launch_faults(code: list[str], shape: Shape) -> Iterator[_Lost]:
     agents = [line for line in code if "orchestrator.agent" in line]
     launches = [line for line in agents if re.match(r"\s*srun\s", line)]
     if not launches:
@@ -192,6 +217,30 @@ def _launch_faults(code: list[str]) -> Iterator[_Lost]:
             if not re.search(pattern, line):
                 shown = "&" if pattern.startswith("&") else pattern.removesuffix(r"\b")
                 yield _Lost(f"srun without {shown}: {why}", f"add {shown}", r"\bsrun\b")
+    for line in launches:
+        yield from _narrow(line, shape)
+
+
+def _narrow(line: str, shape: Shape) -> Iterator[_Lost]:
+    """A launch that leaves out nodes of the job: an attempt would wait for their agents."""
+    before = line.partition("orchestrator.agent")[0]
+    for name, wanted in (
+        ("nodes|-N", shape.nodes),
+        ("ntasks|-n", shape.nodes),
+        ("ntasks-per-node", 1),
+    ):
+        long, _, short = name.partition("|")
+        forms = rf"--{long}(?:=|\s+)" + (rf"|{short}\s*" if short else "")
+        for found in re.findall(rf"(?:^|\s)(?:{forms})(\d+)(?=\s|$)", before):
+            if int(found) != wanted:
+                yield _Lost(
+                    f"srun starts the agent with --{long}={found}, in a job of {shape}: one agent "
+                    "on each node is needed",
+                    f"leave --{long} as ours has it"
+                    if long == "ntasks-per-node"
+                    else f"--{long}={{{{ nodes }}}}",
+                    rf"--{long}|{short or long}|\bsrun\b",
+                )
 
 
 def _code(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.backends.base import Capabilities, JobRef, Observation, Submission
@@ -66,7 +67,10 @@ class SlurmBackend:
         folder = self._jobs / key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            return JobRef(self._queue.find(key) or self._start(folder, submission.text), key)
+            known = self._queue.find(key) or self._start(folder, submission.text)
+        if submission.number > 1:
+            self._clear(submission.spec)
+        return JobRef(known, key)
 
     def _start(self, folder: Path, text: str) -> str:
         from orchestrator.backends.slurm.executor import TemplateExecutor
@@ -80,6 +84,15 @@ class SlurmBackend:
         identifier = executor.start()
         self._queue.forget()
         return identifier
+
+    def _clear(self, spec: TrainSpec) -> None:
+        """End jobs of earlier submissions that Slurm holds: released, they would start for
+        nothing.
+        """
+        earlier = {replace(spec, submission=n).key for n in range(1, spec.submission)}
+        for job in self._queue.left_held():
+            if job.key in earlier:
+                commands.end_job(job.id)
 
     def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
         return self._queue.observe(jobs)

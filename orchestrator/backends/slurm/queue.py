@@ -77,6 +77,12 @@ class Queue:
         named = [job.job_id for job in jobs if job.name == key]
         return max(named, key=int, default=None)
 
+    def left_held(self) -> list[JobRef]:
+        """This user's jobs that have failed and that Slurm holds."""
+        with _asking:
+            self.forget()
+            return [_ref(state) for state in self._jobs() if states.is_left_held(state)]
+
     def forget(self) -> None:
         """The next question goes to Slurm."""
         _answers.asked = -math.inf

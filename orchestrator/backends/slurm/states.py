@@ -16,13 +16,15 @@ IN_FLIGHT_S = 15.0
 """For so long after its end, a job that Slurm may start again is believed to be on its way
 from one start to the next."""
 
+HELD_AFTER_FAILURE = "launch failed requeued held"
+"""Reason of a job that Slurm could not start on its node, and holds (some versions write `_`)."""
+
 _PENDING = {
     "PENDING",
     "CONFIGURING",
     "REQUEUED",
     "REQUEUE_FED",
     "REQUEUE_HOLD",
-    "SPECIAL_EXIT",
     "RESV_DEL_HOLD",
 }
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
@@ -40,7 +42,9 @@ _ENDINGS: Mapping[str, Ending] = {
     "RECONFIG_FAIL": "node-fail",
     "OUT_OF_MEMORY": "failed",
     "FAILED": "failed",
+    "SPECIAL_EXIT": "failed",
 }
+"""SPECIAL_EXIT: ended with a code of RequeueExitHold; Slurm holds it until somebody releases it."""
 _RESTARTABLE: tuple[Ending, ...] = ("preempted", "node-fail")
 _KILLED_CODE = 137
 
@@ -130,17 +134,28 @@ def _seconds(text: str) -> float | None:
 def observation(job: JobState, now: float) -> Observation:
     """Phase and ending. `now`: seconds since the epoch, of a clock near that of Slurm."""
     detail = " ".join(w for w in (job.state, _reason(job)) if w)
+    if is_left_held(job):
+        ending: Ending = ending_of(job) or "node-fail"
+        return Observation(phase="gone", detail=detail, ending=ending, restarts=job.restarts)
     if job.state in _PENDING:
         return Observation(phase="pending", detail=detail, restarts=job.restarts)
     if job.state in _RUNNING:
         words = "" if job.state == "RUNNING" and not _reason(job) else detail
         return Observation(phase="running", detail=words, restarts=job.restarts)
-    ending = ending_of(job)
-    if ending is None:
+    found = ending_of(job)
+    if found is None:
         return Observation(phase="unknown", detail=detail, restarts=job.restarts)
-    if ending in _RESTARTABLE and job.end is not None and now - job.end < IN_FLIGHT_S:
+    if found in _RESTARTABLE and job.end is not None and now - job.end < IN_FLIGHT_S:
         return Observation(phase="running", detail=detail, restarts=job.restarts)
-    return Observation(phase="gone", detail=detail, ending=ending, restarts=job.restarts)
+    return Observation(phase="gone", detail=detail, ending=found, restarts=job.restarts)
+
+
+def is_left_held(job: JobState) -> bool:
+    """True for a job that has failed, and that Slurm holds until somebody releases it: nobody
+    will. What a person holds is waited for.
+    """
+    held = job.reason.replace("_", " ") == HELD_AFTER_FAILURE
+    return job.state == "SPECIAL_EXIT" or (job.state in _PENDING and held)
 
 
 def _reason(job: JobState) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import Observation, Submission
+from orchestrator.backends.base import JobRef, Observation, Submission
 from orchestrator.backends.slurm.backend import SlurmBackend
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
@@ -145,6 +145,21 @@ def test_help_has_an_example(shell: Shell) -> None:
         assert "Example" in shell("template", *verb, "--help")
 
 
+def test_check_can_run_it(shell: Shell, site: Path) -> None:
+    put(site, EXTENDS + "{% block setup %}\no=errexit; set -o $o\n{% endblock %}\n")
+    assert shell.json("template", "check")["ran"] == []
+    found = shell.json("template", "check", "--run", code=78)
+    assert "running site:" in shell.err
+    assert not found["ok"]
+    assert "it did not ask for the requeue" in found["ran"][0]["faults"]
+    put(site, EXTENDS)
+    said = shell("template", "check", "--run")
+    assert "a notice: survived, waited for the agents, asked for the requeue, ended with 75" in said
+    put(site, EXTENDS).chmod(0o666)
+    shell("template", "check", "--run", code=78)
+    assert "it is not run" in shell.err
+
+
 # --- what a run records
 
 
@@ -155,12 +170,12 @@ class Recording(SlurmBackend):
         super().__init__(Path("/nowhere"))
         self.submitted: list[Submission] = []
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         self.submitted.append(submission)
-        return str(len(self.submitted))
+        return JobRef(str(len(self.submitted)), key)
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
-        return {i: Observation(phase="gone", ending="preempted") for i in ids}
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
+        return {j: Observation(phase="gone", ending="preempted") for j in jobs}
 
 
 def test_a_requeue_is_made_from_the_frozen_template(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import Observation, Submission
+from orchestrator.backends.base import JobRef, Observation, Submission
 from orchestrator.backends.local.backend import CAPABILITIES
 from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
@@ -55,15 +55,15 @@ class Jobs:
     def prepare(self, job: Any, spec: Any) -> Submission:
         return Submission(number=spec.submission, spec=spec, text="")
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         self.submitted.append(key)
-        return "second"
+        return JobRef("second", key)
 
-    def observe(self, ids: Sequence[str]) -> dict[str, Observation]:
-        gone = "second" in ids or self.clock.now() >= self.ends
-        return {i: Observation(phase="gone" if gone else "running") for i in ids}
+    def observe(self, jobs: Sequence[JobRef]) -> dict[JobRef, Observation]:
+        gone = "second" in map(str, jobs) or self.clock.now() >= self.ends
+        return {j: Observation(phase="gone" if gone else "running") for j in jobs}
 
-    def cancel(self, backend_id: str) -> None:
+    def cancel(self, job: JobRef) -> None:
         raise AssertionError("nobody cancels here")
 
 

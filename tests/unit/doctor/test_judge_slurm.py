@@ -89,7 +89,12 @@ def test_a_right_cluster_with_a_quick_save_is_good() -> None:
         (
             {"RequeueExitHold": "70-80"},
             {},
-            "danger RequeueExitHold: holds jobs that end with 75, 76",
+            "danger RequeueExitHold: holds jobs that end with 70, 71, 72, 73, 74, 75, 76, 77,",
+        ),
+        (
+            {"RequeueExitHold": "1-10,137"},
+            {},
+            "warning RequeueExitHold: holds jobs that end with 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 137",
         ),
         (
             {"RequeueExit": "1-2,75"},
@@ -102,6 +107,9 @@ def test_a_right_cluster_with_a_quick_save_is_good() -> None:
         ({"SlurmdTimeout": "300 sec"}, {}, "note SlurmdTimeout: 300 s"),
         ({}, {"save_s": 12.0}, "warning KillWait: 5 s |"),
         ({}, {"save_s": 12.0}, "slurm.conf: KillWait=30"),
+        ({"KillWait": "0 sec"}, {}, "danger KillWait: 0 s | SIGKILL follows SIGTERM at once"),
+        ({}, {"save_s": 2.0, "micro_s": 3.0}, "warning KillWait: 5 s | scontrol requeue, scancel"),
+        ({}, {"save_s": 2.0, "micro_s": 3.0}, "a save took 2.0 s, after a micro-batch of 3.0 s"),
         ({"PreemptType": "preempt/none"}, {}, "note partition preemptible: nothing is preempted"),
         ({"PreemptType": "preempt/qos"}, {}, "note partition preemptible: preemption goes by QOS"),
     ],
@@ -110,6 +118,8 @@ def test_settings(lines: dict[str, str], wants: dict[str, Any], what: str) -> No
     assert any(what in line for line in found(config(**lines), **wants)), found(config(**lines))
     if lines:
         assert not any(what in line for line in found(**wants))
+    elif "micro_s" in wants:
+        assert found(save_s=wants["save_s"]) == [], "short enough without the micro-batch"
 
 
 def test_accounting_remembers() -> None:
@@ -126,6 +136,7 @@ def test_accounting_remembers() -> None:
         ({"GraceTime": "0"}, {}, "warning GraceTime of preemptible: 0, so KillWait counts: 5 s"),
         ({"GraceTime": "0"}, {"save_s": 4.0}, "a save took 4.0 s, which leaves little room"),
         ({"GraceTime": "0"}, {"save_s": 9.0}, "danger GraceTime of preemptible: 0, so KillWait"),
+        ({}, {"save_s": 4.0, "micro_s": 18.0}, "danger GraceTime of preemptible: 20 s | a save"),
         ({}, {"save_s": 25.0}, "PartitionName=preemptible ... GraceTime=40"),
         ({}, {"save_s": 15.0}, "warning GraceTime of preemptible: 20 s | a save took 15.0 s"),
         ({}, {}, "note GraceTime of preemptible: 20 s | no save was measured yet"),
@@ -148,6 +159,12 @@ def test_accounting_remembers() -> None:
 def test_partitions(pairs: dict[str, str], wants: dict[str, Any], what: str) -> None:
     lines = found(CONFIG, partition(**pairs), **wants)
     assert any(what in line for line in lines), lines
+
+
+def test_no_time_at_all_between_the_two_signals() -> None:
+    lines = found(config(KillWait="0 sec"), partition(GraceTime="0"))
+    assert any("danger GraceTime of preemptible: 0, so KillWait counts: 0 s" in x for x in lines)
+    assert any(x.startswith("danger KillWait: 0 s") for x in lines)
 
 
 def test_a_partition_that_is_not_preempted_needs_no_grace() -> None:

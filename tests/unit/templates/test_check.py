@@ -85,6 +85,12 @@ def test_the_starter_changes_nothing(tmp_path: Path) -> None:
         ("--export=ALL", "--export=NONE", "srun without --export=ALL"),
         ("orchestrator.agent - &", "orchestrator.agent -", "srun without &"),
         ('exit "$qvl_code"', "exit 0", "'exit 0': the shell would leave"),
+        ("--signal=USR1@{{ signal_s | directive }}", "--signal=USR1@0", "is 'USR1@0': no notice"),
+        ("while kill -0", "# while kill -0", "nothing waits for the agents"),
+        ('; do wait "$qvl_agents"; done', "; do sleep 1; done", "nothing waits for the agents"),
+        ("srun --nodes={{ nodes }}", "srun --nodes=1", "with --nodes=1, in a job of 4 x 8 GPUs"),
+        ("--ntasks={{ nodes }}", "-n 1", "with --ntasks=1, in a job of 4 x 8 GPUs"),
+        ("--ntasks-per-node=1 --cpus", "--ntasks-per-node=8 --cpus", "with --ntasks-per-node=8"),
     ],
 )
 def test_a_copy_that_lost_something(tmp_path: Path, old: str, new: str, what: str) -> None:
@@ -98,6 +104,15 @@ def test_a_copy_that_lost_something(tmp_path: Path, old: str, new: str, what: st
     [
         ("setup", "set -euo pipefail", "t.j2:4: 'set -euo pipefail': the shell would leave before"),
         ("setup", "set -o errexit", "t.j2:4: 'set -o errexit'"),
+        ("setup", "set -u -e", "t.j2:4: 'set -u -e': the shell would leave before"),
+        ("setup", "set -uo pipefail -o errexit", "'set -uo pipefail -o errexit'"),
+        ("setup", "set -uo errexit", "'set -uo errexit'"),
+        ("setup", "shopt -so errexit", "t.j2:4: 'shopt -so errexit'"),
+        ("setup", "shopt -o -s errexit", "'shopt -o -s errexit'"),
+        ("setup", "true && set -e", "'set -e': the shell"),
+        ("setup", "trap 'exit 1' ERR", "the shell would leave before"),
+        ("setup", "if true; then\n  exit 0\nfi", "t.j2:5: 'exit 0': the shell would leave"),
+        ("setup", "[ -e /x ] || exit", "'exit': the shell would leave"),
         ("setup", "exec bash -l", "t.j2:4: 'exec bash -l': the shell that asks"),
         ("setup", "trap '' TERM USR1", "the notice would kill the shell, or never reach"),
         ("setup", "trap - TERM", "the notice would kill"),
@@ -122,6 +137,11 @@ def test_a_block_that_breaks_something(tmp_path: Path, block: str, body: str, wh
     [
         ("setup", "module load cuda || exit 78"),
         ("setup", "exec 2>&1"),
+        ("setup", "set -u; set +e"),
+        ("setup", "set -o pipefail"),
+        ("setup", "shopt -s extglob"),
+        ("setup", "echo 'set -e' >> /dev/null"),
+        ("setup", "[ -e / ] || exit 1"),
         ("setup", "if [ ! -e /x ]; then\n  exit 78\nfi"),
         ("setup", "set -u"),
         ("setup", 'x={{ name }}; echo "$x"'),
@@ -132,6 +152,14 @@ def test_a_block_that_breaks_something(tmp_path: Path, block: str, body: str, wh
 )
 def test_what_an_administrator_may_do(tmp_path: Path, block: str, body: str) -> None:
     assert found(tmp_path, f"{EXTENDS}{{% block {block} %}}\n{body}\n{{% endblock %}}\n") == []
+
+
+@pytest.mark.parametrize("line", ["set -e", "module purge; shopt -so errexit", "exit 0"])
+def test_the_site_s_own_lines_are_looked_at_too(line: str) -> None:
+    site = parse_site(f'[slurm]\nsetup = ["{line}"]\n'.encode(), "site.toml")
+    said = [str(f) for f in check_template(site, site_template(site, None)).findings]
+    assert len(said) == 1
+    assert "the shell would leave" in said[0]
 
 
 def test_a_template_that_does_not_extend_ours(tmp_path: Path) -> None:
@@ -191,7 +219,7 @@ def test_the_shape_is_compared(tmp_path: Path) -> None:
     template: Template = find_template("slurm", "train.sbatch.j2")
     text = render(template, sample_values(SITE, 1, 8)).text
     assert check(text, template, Shape(1, 8)) == ()
-    assert len(check(text, template, Shape(4, 8))) == 1
+    assert len(check(text, template, Shape(4, 8))) == 3, "--nodes, and srun on one of four nodes"
     assert len(check(text, template, Shape(1, 4))) == 1
 
 

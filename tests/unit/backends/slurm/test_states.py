@@ -77,6 +77,12 @@ TABLE = [
     (JobState("1", "FAILED", signal=9), "gone", "killed"),
     (JobState("1", "FAILED", "JobLaunchFailure", signal=15), "gone", "killed"),
     (JobState("1", "OUT_OF_MEMORY", signal=9), "gone", "failed"),
+    (JobState("1", "SPECIAL_EXIT", "JobHeldUser", exit_code=1), "gone", "failed"),
+    (JobState("1", "SPECIAL_EXIT", exit_code=78), "gone", "refused"),
+    (JobState("1", "PENDING", "launch failed requeued held"), "gone", "node-fail"),
+    (JobState("1", "PENDING", "launch_failed_requeued_held"), "gone", "node-fail"),
+    (JobState("1", "PENDING", "JobHeldUser"), "pending", ""),
+    (JobState("1", "PENDING", "JobHeldAdmin"), "pending", ""),
     (JobState("1", "A_STATE_OF_THE_FUTURE"), "unknown", ""),
 ]
 
