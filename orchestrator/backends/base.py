@@ -72,6 +72,10 @@ class Observation:
     rest: it is worth giving back (see `RemembersRuns.give_back`)."""
     given_back: int = 0
     """For `absent`: how often this job was given back, the last time at `since`."""
+    lingers: bool = False
+    """For `gone`: something else in the job still holds what it was given."""
+    suspended: bool = False
+    """A person has told the job to wait; for `gone`: it did so once."""
     since: float | None = None
     """Seconds since the epoch."""
 
@@ -137,6 +141,9 @@ class RemembersRuns(Protocol):
         """Take back a job for which there is no room now; it is `absent` until it is submitted
         again, under the same key.
         """
+
+    def end(self, backend_id: str, ending: Ending, why: str) -> None:
+        """Free what a job holds that is `gone` but lingers; it stays `gone`, with this ending."""
 
     def forget_secrets(self, run_id: str, backend_id: str) -> None:
         """Remove the run's secret values."""

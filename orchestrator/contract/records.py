@@ -58,6 +58,8 @@ class SubmissionRecord:
     """Why it was submitted: submit, requeue, resume."""
     ended: Ending = ""
     """How the backend said that the submission before this one ended."""
+    suspended: bool = False
+    """A person had told the job before this one to wait (Kubernetes, `suspend`)."""
     template: str | None = None
     """Which template the batch file or manifest was made from: `site:/etc/...`; None = none."""
     template_sha256: str | None = None

@@ -33,6 +33,9 @@ from orchestrator.registry import faults
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound
 
+HOLDING = ("pending", "running")
+"""Phases of a job that holds, or may get, what its run asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -41,17 +44,21 @@ class Step:
     state: State
     decision: Decision
     row: dict[str, Any]
+    over: bool = True
+    """False while the job of a finished run may still hold something."""
 
     @property
     def settled(self) -> bool:
         """True if nothing will change without a person."""
-        return self.state in FINAL or self.state == State.HELD
+        return self.over and (self.state in FINAL or self.state == State.HELD)
 
 
 def reconcile(run: Run) -> Step:
     """One pass. The caller holds the lease, or accepts double work (never double attempts)."""
     seen = observe(run)
     nodes.note_deaths(run, seen)
+    if seen.lingers and seen.backend_id is not None and isinstance(run.backend, RemembersRuns):
+        run.backend.end(seen.backend_id, seen.facts.ending, seen.facts.detail)
     decision = decide(seen.facts)
     full = None
     _tell_damage(run, seen)
@@ -72,8 +79,11 @@ def reconcile(run: Run) -> Step:
     if full is not None:
         row = rows.waiting_row(row, full)
     _record_end(run, seen, decision, state, row)
-    run.registry.saw(run.run_id, row, final=state in FINAL, at=run.clock.now())
-    return Step(state, decision, row)
+    # A finished run is looked after until its job is, so that nothing is left of that.
+    remembers = isinstance(run.backend, RemembersRuns)
+    over = not (remembers and isinstance(decision, Finish) and seen.facts.backend in HOLDING)
+    run.registry.saw(run.run_id, row, final=over and state in FINAL, at=run.clock.now())
+    return Step(state, decision, row, over)
 
 
 def _tell_damage(run: Run, seen: Seen) -> None:
@@ -170,6 +180,7 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
         number=newest.number + 1,
         reason="requeue",
         ended=seen.facts.ending,
+        suspended=seen.suspended,
         time=iso(run.clock.now()),
         reset_batch_plan=newest.reset_batch_plan and not claimed,
         spec=replace(newest.spec, submission=newest.number + 1),
@@ -178,8 +189,8 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     record = attempts.create_submission(run.storage, following) or following
     hand_over(run, record)
     data = {"submission": record.number, "reason": decision.reason, "ended": seen.facts.ending}
-    if seen.facts.detail:
-        data["detail"] = seen.facts.detail
+    if seen.facts.words:
+        data["detail"] = seen.facts.words
     run.event("requeued", data)
 
 

@@ -175,7 +175,7 @@ def _message(decision: Decision, seen: Seen) -> str | None:
         return decision.message
     facts = seen.facts
     if isinstance(decision, Requeue) and not facts.claimed:
-        return facts.last_words or facts.detail or None
+        return facts.words or None
     started = facts.backend != "pending" and facts.claimed
     return None if started or not isinstance(decision, Wait) else facts.detail or None
 

@@ -175,11 +175,10 @@ def _ended_unclaimed(facts: RunFacts) -> Decision:
     if facts.ending == "start-error" or facts.peers_missing:
         limit = facts.policy.max_failures_without_progress
     if facts.unclaimed >= limit:
-        said = "; ".join(w for w in (facts.last_words, facts.detail) if w)
         return Hold(
             "never-starts",
             f"{facts.unclaimed} submissions in a row ended before their agent claimed an attempt; "
-            + (said or "see the job's own output"),
+            + (facts.words or "see the job's own output"),
         )
     why = "not all nodes came" if facts.peers_missing else "ended before it started"
     return _held_without_commit(facts) or Requeue(why, since + facts.policy.backoff_base_s)
@@ -204,7 +203,7 @@ def _after_time_limit(facts: RunFacts) -> Decision:
 
 def _held_without_commit(facts: RunFacts) -> Hold | None:
     limit = facts.policy.max_attempts_without_commit
-    recent = facts.attempts[-limit:]
+    recent = [a for a in facts.attempts if not a.suspended][-limit:]
     if len(recent) < limit or any(a.commits for a in recent):
         return None
     policy = facts.policy

@@ -33,6 +33,8 @@ class AttemptFacts:
     """How the scheduler says that this attempt's job ended, if it was the job's last attempt."""
     lost: bool = False
     """Taken away without a word of its own (see `taken_away`): no failure of the run's."""
+    suspended: bool = False
+    """A person told its job to wait: that says nothing about the run."""
     silent: bool = False
     """It left neither a verdict nor a notice: `ended_at` says only when it was claimed."""
     started_at: float | None = None
@@ -101,6 +103,11 @@ class RunFacts:
     @property
     def last(self) -> AttemptFacts | None:
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def words(self) -> str:
+        """What the agents of the newest submission said last, and what its backend says."""
+        return "; ".join(w for w in (self.last_words, self.detail) if w)
 
     @property
     def claimed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.clock import parse_iso
 from orchestrator.contract.codes import CRASH
@@ -84,14 +85,17 @@ def attempt_facts(
     living: bool,
     ending: Ending,
     restarts: int = 0,
+    suspended: bool = False,
 ) -> tuple[AttemptFacts, ...]:
     """Facts of these attempts, oldest first.
 
     living: the newest submission's job may be at work; `ending` is how it ended if not.
     restarts: how often its scheduler started that job again, as far as it says.
+    suspended: a person made that job wait.
     """
     newest = submissions[-1].number if submissions else 0
     endings = {s.number - 1: s.ended for s in submissions} | {newest: ending}
+    waited = {s.number - 1 for s in submissions if s.suspended} | ({newest} if suspended else set())
     found: list[AttemptFacts] = []
     for index, claim in enumerate(claims):
         last = index == len(claims) - 1
@@ -102,7 +106,8 @@ def attempt_facts(
         again = again or (claim.submission == newest and claim.restart_count < restarts)
         before = found[-1] if found and found[-1].submission == claim.submission else None
         how: Ending = "" if again else endings.get(claim.submission, "")
-        found.append(_ended(storage, view, claim, how, before, again=again))
+        ended = _ended(storage, view, claim, how, before, again=again)
+        found.append(replace(ended, suspended=claim.submission in waited))
     return tuple(found)
 
 

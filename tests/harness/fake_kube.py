@@ -141,6 +141,8 @@ class FakeKube:
             return 200, self.objects[key]
         if method == "PATCH":
             _merge(self.objects[key], body)
+            if kind == "jobs":
+                self._suspend(namespace, self.objects[key], (body.get("spec") or {}).get("suspend"))
             return 200, self.objects[key]
         assert method == "DELETE"
         _same(self.objects[key], body)
@@ -247,6 +249,20 @@ class FakeKube:
 
     # --- Jobs and pods
 
+    def _suspend(self, namespace: str, job: Raw, wanted: bool | None) -> None:
+        """Its pods save and go, uncounted; without the flag, new ones start in their place."""
+        if self.old:
+            job["spec"].pop("suspend", None)
+        elif wanted:
+            _condition(job, "Suspended", "JobSuspended")
+            for pod in self._pods_of(namespace, job):
+                self._end_pod(namespace, pod)
+        elif wanted is False:
+            [said] = [c for c in job["status"]["conditions"] if c["type"] == "Suspended"]
+            said |= {"status": "False", "reason": "JobResumed"}
+            for _ in range(job["spec"]["parallelism"]):
+                self._start_pod(namespace, job)
+
     def _start_pod(self, namespace: str, job: Raw) -> None:
         name = f"{job['metadata']['name']}-{next(self._numbers)}"
         template = job["spec"]["template"]["metadata"]["labels"]
@@ -257,7 +273,10 @@ class FakeKube:
             "uid": str(uuid.uuid4()),
             "creationTimestamp": _stamp(time.time()),
         }
-        status = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
+        names = [c["name"] for c in job["spec"]["template"]["spec"]["containers"]]
+        # The server's order is its own.
+        states = [{"name": name, "state": {"running": {}}} for name in reversed(names)]
+        status = {"phase": "Running", "containerStatuses": states}
         self.put(
             "pods", {"metadata": meta, "spec": {"nodeName": "n1"}, "status": status}, namespace
         )
@@ -287,6 +306,8 @@ class FakeKube:
                 self._job_lost_a_pod(namespace, job, pod)
 
     def _job_lost_a_pod(self, namespace: str, job: Raw, pod: Raw) -> None:
+        if job["spec"].get("suspend"):
+            return
         if self.old:
             # The object has gone; the replacement finds its slot taken.
             for other in self._pods_of(namespace, job):

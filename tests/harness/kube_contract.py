@@ -171,6 +171,17 @@ class KubernetesContract:
         seen = world.until(identifier, "gone")
         assert (seen.ending, seen.detail) == ("unstartable", "no image")
 
+    def test_ended_by_us_keeps_its_ending(self, world: World) -> None:
+        identifier = world.submit()
+        world.until(identifier, "running")
+        world.backend.end(identifier, "oom", "killed for memory")
+        seen = world.until(identifier, "gone")
+        assert (seen.ending, seen.detail, seen.lingers) == ("oom", "killed for memory", False)
+        end = time.monotonic() + 10 * world.patience_s
+        while world.get("jobs") or world.get("pods"):
+            assert time.monotonic() < end, "something is left"
+            time.sleep(0.2)
+
     def test_a_job_that_nobody_knows(self, world: World) -> None:
         namespace = world.submit().id.partition("/")[0]
         seen = world.see(JobRef(f"{namespace}/other-1", "other-1"))

@@ -28,6 +28,7 @@ from orchestrator.backends.kubernetes.objects import (
     read_pod,
 )
 from orchestrator.contract.jsonio import to_json
+from orchestrator.contract.records import Ending
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import Full, InternalError, QvlError, Unreachable, UserError
@@ -204,6 +205,16 @@ class KubernetesBackend:
         texts = {names.TAKEN_BACK: json.dumps(to_json(note)), names.WITHDRAWN: f"{number} {why}"}
         self._note(namespace, run_id, texts)
         self.cancel(job)
+
+    def end(self, backend_id: str, ending: Ending, why: str) -> None:
+        """Delete a Job whose attempt has ended while other containers hold what it was given."""
+        namespace, name = names.split_id(backend_id)
+        run_id, number = names.run_of(name)
+        note = TakenBack(submission=number, over=True, ending=ending, why=why)
+        said = f"{number} its attempt had ended"
+        texts = {names.TAKEN_BACK: json.dumps(to_json(note)), names.WITHDRAWN: said}
+        self._note(namespace, run_id, texts)
+        self.cancel(backend_id)
 
     def _taken_back(self, namespace: str, run_id: str, number: int) -> TakenBack | None:
         raw = self._api.get("configmaps", namespace, run_id)

@@ -65,7 +65,9 @@ def _faults(job: Manifest, spec: TrainSpec) -> Iterator[tuple[str, Any, Any]]:
 def _container_faults(pod: Manifest) -> Iterator[tuple[str, Any, Any]]:
     containers = pod.get("containers") or [{}]
     first = containers[0]
-    if first.get("name") != "train" or "orchestrator.agent" not in (first.get("command") or ()):
+    if first.get("name") != names.CONTAINER or "orchestrator.agent" not in (
+        first.get("command") or ()
+    ):
         yield "containers[0]", first.get("name"), "train, with the agent as its command"
     given = {item.get("name") for item in first.get("env") or ()}
     for name in (variables.SPEC, variables.JOB_UID):

@@ -17,6 +17,8 @@ WITHDRAWN = f"{PREFIX}/withdrawn"
 TAKEN_BACK = f"{PREFIX}/taken-back"
 """Annotation of the run's ConfigMap, JSON: why a Job of ours is missing, other than WITHDRAWN,
 which is written beside it for controllers of an older version."""
+CONTAINER = "train"
+"""The container of a pod that is ours; a site's template may add others."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 COMPONENT = "app.kubernetes.io/component"
 SELECTOR = f"{MANAGED_BY}={PREFIX}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.backends.kubernetes import names
 from orchestrator.contract.jsonio import MalformedJson, from_json, loads
+from orchestrator.contract.records import Ending
 
 Raw = Mapping[str, Any]
 ENDED = ("Succeeded", "Failed")
@@ -50,12 +51,18 @@ class PodView:
     unscheduled: Said | None = None
     waiting: Said | None = None
     ended: Said | None = None
-    """Why its container ended."""
+    """Why our container ended."""
     exit_code: int | None = None
 
     @property
     def has_ended(self) -> bool:
-        return self.phase in ENDED
+        """Our container has: nothing starts it again."""
+        return self.phase in ENDED or self.ended is not None
+
+    @property
+    def lingers(self) -> bool:
+        """Another container holds what ours has left."""
+        return self.ended is not None and self.phase == "Running"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,9 @@ class JobView:
     nodes: int = 1
     created_at: float = 0.0
     suspended: bool = False
+    was_suspended: bool = False
+    queue: str = ""
+    """The queue that may suspend it, and does so to take its room."""
     deleted: bool = False
     conditions: Mapping[str, Said] = field(default_factory=dict)
     """Those that are true, by type."""
@@ -83,6 +93,10 @@ class TakenBack:
     at: float | None = None
     """When it was deleted for that, in seconds since the epoch; None: it was submitted again."""
     why: str = ""
+    over: bool = False
+    """It was deleted because its attempt had ended, and not for want of room."""
+    ending: Ending = ""
+    """How it had ended then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +113,7 @@ def read_pod(raw: Raw) -> PodView:
     """A pod of the server's."""
     meta, status = _map(raw, "metadata"), _map(raw, "status")
     conditions = _conditions(status)
-    container: Raw = next(iter(status.get("containerStatuses") or ()), {})
-    state = _map(container, "state")
+    state = _map(_container(status), "state")
     terminated = state.get("terminated")
     return PodView(
         name=str(meta.get("name", "")),
@@ -135,6 +148,8 @@ def read_job(raw: Raw) -> JobView:
         nodes=int(spec.get("completions") or 1),
         created_at=_seconds(meta.get("creationTimestamp")) or 0.0,
         suspended=bool(spec.get("suspend")),
+        was_suspended="Suspended" in _conditions(_map(raw, "status")),
+        queue=str(_map(meta, "labels").get(names.QUEUE, "")),
         deleted=bool(meta.get("deletionTimestamp")),
         conditions={
             k: said for k, (true, said) in _conditions(_map(raw, "status")).items() if true
@@ -153,6 +168,13 @@ def read_anchor(raw: Raw) -> AnchorView:
         withdrawn={int(number): why} if number.isdecimal() else {},
         taken_back=_taken_back(notes.get(names.TAKEN_BACK)),
     )
+
+
+def _container(status: Raw) -> Raw:
+    """What is said of our container; the server lists them in an order of its own."""
+    found = status.get("containerStatuses") or ()
+    ours = (c for c in found if c.get("name") == names.CONTAINER)
+    return next(ours, next(iter(found), {}))
 
 
 def _taken_back(text: Any) -> TakenBack | None:

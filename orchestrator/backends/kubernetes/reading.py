@@ -14,6 +14,8 @@ the command cannot be started              -> start-error   requeue after a back
 container OOMKilled                        -> oom           a failure, named as such
 activeDeadlineSeconds                      -> timeout       requeue (three without a commit: hold)
 the Job deleted by other hands             -> cancelled     cancelled for good
+another container outlives the agent  -> as its own container ended; the Job is ended
+suspended by hand                      -> (pending)     wait; what it stopped is not counted
 the Job withdrawn by us: image, settings   -> unstartable   hold
 any other exit                             -> failed        by the verdict
 
@@ -24,7 +26,7 @@ image or a setting that stays wrong is `stuck`, so that the run is held and its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.backends.base import Observation
 from orchestrator.backends.kubernetes import names
@@ -102,6 +104,10 @@ def read(attempt: Attempt, now: float, uid: str = "") -> Observation:
         return _living(attempt, job, living, now, stopping=bool(over))
     if over or any(is_lost(p, now) for p in attempt.pods):
         return _gone(attempt, job, now)
+    if job.suspended:
+        return _suspended(job)
+    if any(p.lingers for p in attempt.pods):
+        return replace(_gone(attempt, job, now), lingers=True)
     return _without_pods(attempt, job, now)
 
 
@@ -126,7 +132,11 @@ def _deleted(attempt: Attempt, living: Sequence[PodView]) -> Observation:
             phase="unknown", detail="this cluster does not know the run", forgotten=True
         )
     back = attempt.anchor.taken_back
-    if back is not None and back.submission == attempt.number and back.at is not None:
+    if back is not None and back.submission != attempt.number:
+        back = None
+    if back is not None and back.over:
+        return Observation(phase="gone", ending=back.ending, detail=back.why)
+    if back is not None and back.at is not None:
         return Observation(phase="absent", given_back=back.count, since=back.at, detail=back.why)
     why = attempt.anchor.withdrawn.get(attempt.number)
     if why is not None:
@@ -157,6 +167,14 @@ def _living(
     return Observation(phase="running", detail=words, stuck=stuck, no_room=no_room)
 
 
+def _suspended(job: JobView) -> Observation:
+    """A queue suspends what it has not admitted, or takes back; else a person has done so."""
+    if job.queue:
+        return Observation(phase="pending", detail="suspended: its queue has not admitted it")
+    words = f"suspended by hand; goes on when spec.suspend of Job {job.name} is false again"
+    return Observation(phase="pending", detail=words, suspended=True)
+
+
 def _over_quota(attempt: Attempt) -> str:
     said = attempt.refused.message if attempt.refused is not None else ""
     return f"the quota is used up: {said}" if "exceeded quota" in said else ""
@@ -182,8 +200,6 @@ def _why_pending(pods: Iterable[PodView], now: float) -> tuple[str, str]:
 def _without_pods(attempt: Attempt, job: JobView, now: float) -> Observation:
     if attempt.pods:
         return Observation(phase="running", detail="its pods have ended")
-    if job.suspended:
-        return Observation(phase="pending", detail="suspended: its queue has not admitted it")
     if now - job.created_at < CREATED_S or attempt.refused is None:
         return Observation(phase="pending", detail="waiting for its pods")
     said, quota = attempt.refused.message, _over_quota(attempt)
@@ -198,7 +214,13 @@ def _without_pods(attempt: Attempt, job: JobView, now: float) -> Observation:
 
 
 def _gone(attempt: Attempt, job: JobView, now: float) -> Observation:
-    if "Complete" in job.conditions:
+    found = _how_gone(attempt, job, now)
+    return replace(found, suspended=job.was_suspended and not job.queue)
+
+
+def _how_gone(attempt: Attempt, job: JobView, now: float) -> Observation:
+    clean = attempt.pods and all(p.exit_code == 0 for p in attempt.pods)
+    if "Complete" in job.conditions or clean:
         return Observation(phase="gone", ending="completed")
     failed = job.conditions.get("Failed") or job.conditions.get("FailureTarget") or Said()
     if failed.reason == "DeadlineExceeded":
@@ -248,7 +270,7 @@ def _exit(pod: PodView) -> tuple[Ending, str] | None:
         return "oom", "killed for memory (OOMKilled): raise resources.memory_gb"
     if pod.kill_at is not None:
         return "preempted", "deleted"
-    if pod.phase == "Failed":
+    if pod.phase == "Failed" or pod.exit_code:
         code = "" if pod.exit_code is None else f" with exit code {pod.exit_code}"
         return "failed", f"ended{code}"
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +101,29 @@ def test_no_node_has_room(bench: KubeBench) -> None:
     assert waiting.state == "QUEUED"
     actions.cancel(run.run)
     assert run.drive().state == "CANCELLED"
+
+
+SIDECAR = """{# qvl-template api=1 #}
+{% extends "k8s/job.yaml.j2" %}
+{% block containers %}
+        - {name: monitor, image: {{ image }}, command: [sleep, "600"]}
+{% endblock %}
+"""
+
+
+def test_a_container_of_the_site_does_not_keep_what_the_run_has_left(
+    bench: KubeBench, calm: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """After a crash, and after the end: its Job is ended, and only its own ending counts."""
+    mine = tmp_path / "mine.yaml.j2"
+    mine.write_text(SIDECAR)
+    run = bench.submit(bench.job(kubernetes={"template": str(mine)}), crash_at="7:0")
+    run.hurry()
+    end = run.drive(seconds=120.0)
+    assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 2), end.row
+    assert run.outcome() == calm
+    nothing_left(bench, run)
+    assert run.look().state == "SUCCEEDED", "a Job that we ended is no cancel"
 
 
 def test_killed_for_memory(bench: KubeBench) -> None:

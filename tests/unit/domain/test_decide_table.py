@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.contract.codes import CRASH, ExitCode, normalize
@@ -50,6 +52,7 @@ def gone(*attempts: AttemptFacts, **more: object) -> RunFacts:
     return RunFacts(attempts=attempts, **fields)  # type: ignore[arg-type]
 
 
+SUSPENDED = replace(attempt(1, 76, "preempted"), suspended=True)
 CRASHED = attempt(1, CRASH, "crash", message="rank 0: boom")
 
 TABLE: list[tuple[str, RunFacts, Decision]] = [
@@ -126,6 +129,11 @@ TABLE: list[tuple[str, RunFacts, Decision]] = [
     ),
     ("preempted with a commit", gone(attempt(1, 75, "preempted", commits=1)), Requeue("preempted")),
     ("preempted without", gone(attempt(1, 76, "preempted")), Requeue("preempted")),
+    (
+        "told to wait by a person a thousand times",
+        gone(*(replace(SUSPENDED, number=n, submission=n) for n in range(1, 1001))),
+        Requeue("preempted"),
+    ),
     ("fenced", gone(attempt(1, 79, "fenced")), Requeue("fenced")),
     ("out of memory", gone(attempt(1, 77, "oom")), Requeue("out of memory: a smaller micro-batch")),
     (

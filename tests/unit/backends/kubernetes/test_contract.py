@@ -50,6 +50,31 @@ def test_kueue_needs_a_server_that_knows_suspend(world: World, fake: FakeKube) -
     assert kept["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
 
 
+def test_a_job_that_is_suspended_by_hand_waits(world: World, fake: FakeKube) -> None:
+    if fake.old:
+        pytest.skip("servers before 1.21 do not know `suspend`")
+    identifier = world.submit()
+    namespace, name = identifier.split("/")
+    path = f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}"
+    fake.answer("PATCH", path, {"spec": {"suspend": True}})
+    seen = world.until(identifier, "pending")
+    assert seen.suspended
+    assert "suspended by hand" in seen.detail
+    fake.answer("PATCH", path, {"spec": {"suspend": False}})
+    assert not world.until(identifier, "running").suspended
+    world.backend.notify(identifier, "SIGTERM", None)
+    assert world.until(identifier, "gone").suspended, "what it stopped is remembered"
+
+
+def test_what_a_queue_suspends_is_as_good_as_preempted(world: World, fake: FakeKube) -> None:
+    """It takes the room back; the next submission has to queue again."""
+    if fake.old:
+        pytest.skip("servers before 1.21 do not know `suspend`")
+    job = replace(world.job, kubernetes={**world.job.kubernetes, "queue": "team"})
+    identifier = world.submit(job=job)
+    assert not world.until(identifier, "pending").suspended
+
+
 def test_a_server_that_is_away_is_unreachable(world: World, fake: FakeKube) -> None:
     identifier = world.submit()
     fake.stop()

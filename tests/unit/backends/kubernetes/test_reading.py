@@ -296,6 +296,37 @@ def test_killed_for_memory_again_and_again_is_held_with_the_cure() -> None:
     assert "raise resources.memory_gb" in found.message
 
 
+def with_sidecar(code: int | None) -> PodView:
+    """As the server lists them: by name, not as the manifest does."""
+    ours = {"running": {}} if code is None else {"terminated": {"exitCode": code, "reason": "x"}}
+    statuses = [
+        {"name": "monitor", "state": {"running": {}}},
+        {"name": "train", "state": ours},
+    ]
+    meta = {"name": "p", "labels": {"job-name": "run-1"}}
+    return read_pod(
+        {"metadata": meta, "status": {"phase": "Running", "containerStatuses": statuses}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "phase", "lingers", "ending"),
+    [
+        ((None,), "running", False, ""),
+        ((0,), "gone", True, "completed"),
+        ((75,), "gone", True, "failed"),
+        ((0, None), "running", False, ""),
+        ((75, 0), "gone", True, "failed"),
+    ],
+)
+def test_a_container_that_outlives_the_agent(
+    codes: tuple[int | None, ...], phase: str, lingers: bool, ending: str
+) -> None:
+    pods = [with_sidecar(code) for code in codes]
+    seen = read(attempt(*pods, job=replace(JOB, nodes=len(pods))), NOW)
+    assert (seen.phase, seen.lingers, seen.ending) == (phase, lingers, ending)
+
+
 def test_pods_of_any_server_can_be_read() -> None:
     for raw in ({}, {"status": None}, {"metadata": {"deletionTimestamp": "x"}}, {"spec": []}):
         assert read_pod(raw).phase == "Pending"
