@@ -142,7 +142,7 @@ class RemembersRuns(Protocol):
         again, under the same key.
         """
 
-    def end(self, backend_id: str, ending: Ending, why: str) -> None:
+    def end(self, job: JobRef, ending: Ending, why: str) -> None:
         """Free what a job holds that is `gone` but lingers; it stays `gone`, with this ending."""
 
     def forget_secrets(self, run_id: str, backend_id: str) -> None:

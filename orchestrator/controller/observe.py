@@ -37,20 +37,17 @@ class Seen:
     """The newest submission's; None if its backend never took it."""
     summary: RunSummary | None
     view: LogView
-<<<<<<< HEAD
     damaged: tuple[str, ...] = ()
     """Records that are passed over, since they are not what was written."""
+    lingers: bool = False
+    """The job is gone, but something else in it holds what it was given."""
+    suspended: bool = False
+    """The newest submission's job was stopped by a person who told it to wait."""
 
     @property
     def backend_id(self) -> str | None:
         """How the backend calls that job."""
         return self.job.id if self.job else None
-=======
-    lingers: bool = False
-    """The job is gone, but something else in it holds what it was given."""
-    suspended: bool = False
-    """The newest submission's job was stopped by a person who told it to wait."""
->>>>>>> 95cd682 (Kubernetes: a Job that a person suspends waits, uncounted; one whose agent has ended is ended, though other containers of it go on)
 
 
 def observe(run: Run) -> Seen:
@@ -111,11 +108,8 @@ def observe(run: Run) -> Seen:
     if facts.last and facts.last.verdict and facts.last.verdict.code == ExitCode.REFUSED:
         other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
         facts = replace(facts, other_checkpoint=other)
-<<<<<<< HEAD
-    return Seen(facts, newest, job, summary, view, (*stored.damaged, *every_claim.damaged))
-=======
-    return Seen(facts, newest, backend_id, summary, view, seen.lingers, seen.suspended)
->>>>>>> 95cd682 (Kubernetes: a Job that a person suspends waits, uncounted; one whose agent has ended is ended, though other containers of it go on)
+    damaged = (*stored.damaged, *every_claim.damaged)
+    return Seen(facts, newest, job, summary, view, damaged, seen.lingers, seen.suspended)
 
 
 def _policy_or_damage(
@@ -204,21 +198,14 @@ def _settled_phase(
     that still waits once that has ended (for a replacement that would stand aside) is gone.
     """
     once = run.backend.capabilities.starts_once and seen.phase == "pending" and newest is not None
-<<<<<<< HEAD
-    if once and any(
-        attempts.has_ended(run.storage, c.attempt)
-        for c in claims
-        if newest is not None and c.submission == newest.number
-=======
     if (
         once
         and not seen.suspended
         and any(
-            evidence.has_ended(run.storage, c.attempt)
+            attempts.has_ended(run.storage, c.attempt)
             for c in claims
             if newest is not None and c.submission == newest.number
         )
->>>>>>> 95cd682 (Kubernetes: a Job that a person suspends waits, uncounted; one whose agent has ended is ended, though other containers of it go on)
     ):
         return "gone"
     claimed = newest is not None and any(c.submission == newest.number for c in claims)

@@ -57,8 +57,8 @@ def reconcile(run: Run) -> Step:
     """One pass. The caller holds the lease, or accepts double work (never double attempts)."""
     seen = observe(run)
     nodes.note_deaths(run, seen)
-    if seen.lingers and seen.backend_id is not None and isinstance(run.backend, RemembersRuns):
-        run.backend.end(seen.backend_id, seen.facts.ending, seen.facts.detail)
+    if seen.lingers and seen.job is not None and isinstance(run.backend, RemembersRuns):
+        run.backend.end(seen.job, seen.facts.ending, seen.facts.detail)
     decision = decide(seen.facts)
     full = None
     _tell_damage(run, seen)

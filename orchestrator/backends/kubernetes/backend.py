@@ -206,15 +206,15 @@ class KubernetesBackend:
         self._note(namespace, run_id, texts)
         self.cancel(job)
 
-    def end(self, backend_id: str, ending: Ending, why: str) -> None:
+    def end(self, job: JobRef, ending: Ending, why: str) -> None:
         """Delete a Job whose attempt has ended while other containers hold what it was given."""
-        namespace, name = names.split_id(backend_id)
+        namespace, name = names.split_id(job.id)
         run_id, number = names.run_of(name)
         note = TakenBack(submission=number, over=True, ending=ending, why=why)
         said = f"{number} its attempt had ended"
         texts = {names.TAKEN_BACK: json.dumps(to_json(note)), names.WITHDRAWN: said}
         self._note(namespace, run_id, texts)
-        self.cancel(backend_id)
+        self.cancel(job)
 
     def _taken_back(self, namespace: str, run_id: str, number: int) -> TakenBack | None:
         raw = self._api.get("configmaps", namespace, run_id)

@@ -289,10 +289,13 @@ def attempt_of(
 ) -> Attempt:
     """What of a namespace belongs to the Job of that name."""
     run_id, number = names.run_of(name)
+    job = next((j for j in jobs if j.name == name), None)
+    # A Job that was given back and came again finds pods of its name that are not its own.
+    owners = ("",) if job is None else ("", job.uid)
     return Attempt(
         number=number,
-        job=next((j for j in jobs if j.name == name), None),
-        pods=tuple(p for p in pods if p.job == name),
+        job=job,
+        pods=tuple(p for p in pods if p.job == name and (job is None or p.owner in owners)),
         anchor=next((a for a in anchors if a.run_id == run_id), None),
         refused=refused,
     )

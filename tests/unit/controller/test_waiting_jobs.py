@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import Found, Observation, Submission
+from orchestrator.backends.base import Found, JobRef, Observation, Submission
 from orchestrator.backends.kubernetes.backend import CAPABILITIES
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
@@ -41,29 +41,29 @@ class Cluster:
     def prepare(self, job: ResolvedJob, spec: TrainSpec) -> Submission:
         return Submission(number=spec.submission, spec=spec, text="")
 
-    def submit(self, submission: Submission, key: str) -> str:
+    def submit(self, submission: Submission, key: str) -> JobRef:
         self.told.append(("submit", submission.number))
         self.seen = Observation(phase="pending")
-        return f"ns/run-{submission.number}"
+        return JobRef(f"ns/run-{submission.number}", key)
 
-    def observe(self, ids: Sequence[str]) -> Mapping[str, Observation]:
-        return dict.fromkeys(ids, self.seen)
+    def observe(self, jobs: Sequence[JobRef]) -> Mapping[JobRef, Observation]:
+        return dict.fromkeys(jobs, self.seen)
 
-    def notify(self, backend_id: str, signal: str, rank: int | None) -> None:
+    def notify(self, job: JobRef, signal: str, rank: int | None) -> None:
         raise AssertionError
 
-    def cancel(self, backend_id: str) -> None:
+    def cancel(self, job: JobRef) -> None:
         self.told.append(("cancel",))
 
-    def withdraw(self, backend_id: str, why: str) -> None:
+    def withdraw(self, job: JobRef, why: str) -> None:
         self.told.append(("withdraw", why))
 
-    def give_back(self, backend_id: str, why: str) -> None:
+    def give_back(self, job: JobRef, why: str) -> None:
         self.told.append(("give back", why))
         now = SystemClock().now()
         self.seen = Observation(phase="absent", given_back=1, since=now, detail=why)
 
-    def end(self, backend_id: str, ending: str, why: str) -> None:
+    def end(self, job: JobRef, ending: str, why: str) -> None:
         self.told.append(("end", ending, why))
         self.seen = replace(self.seen, lingers=False)
 

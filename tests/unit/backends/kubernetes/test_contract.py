@@ -54,7 +54,7 @@ def test_a_job_that_is_suspended_by_hand_waits(world: World, fake: FakeKube) -> 
     if fake.old:
         pytest.skip("servers before 1.21 do not know `suspend`")
     identifier = world.submit()
-    namespace, name = identifier.split("/")
+    namespace, name = identifier.id.split("/")
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}"
     fake.answer("PATCH", path, {"spec": {"suspend": True}})
     seen = world.until(identifier, "pending")
