@@ -13,13 +13,15 @@ from orchestrator.cli.common import json_option, note, out, out_json, registry
 if TYPE_CHECKING:
     from orchestrator.controller.loop import Rounds
     from orchestrator.controller.reconcile import Step
+    from orchestrator.controller.trust import Trusted
     from orchestrator.errors import QvlError
     from orchestrator.registry.store import Registry
 
 _HELP = """Look after runs: start what was preempted, record what has ended.
 
 `submit` leaves a controller for its run; these commands take up runs that lost theirs
-(after a reboot), and serve sites that prefer one controller for all.
+(after a reboot), and serve sites that prefer one controller for all. Of other users' runs only
+those are looked after that `adopt` with --trust or [trust] in site.toml names.
 """
 _EXAMPLES = """\b
 Examples:
@@ -69,7 +71,7 @@ def once(*, as_json: bool) -> int:
     report = _Report(as_json)
     everything = registry()
     live = sum(not entry.final for entry in everything.runs())
-    _pass(everything, report)
+    _pass(everything, report, _trusted())
     if not as_json:
         _summary(live, report.seen)
     return report.exit_code
@@ -94,7 +96,7 @@ def run(*, interval: float, discover: bool, as_json: bool) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = _Report(as_json, changes_only=True)
-    rounds = Rounds(registry(), SystemClock())
+    rounds = Rounds(registry(), SystemClock(), _trusted())
     note(f"looking after runs at least every {interval:g} s; Ctrl-C ends it, runs go on")
     try:
         while True:
@@ -145,11 +147,25 @@ def _discover(rounds: Rounds, report: Callable[[str, Step | QvlError], None]) ->
         note(fault.message)
 
 
-def _pass(everything: Registry, report: Callable[[str, Step | QvlError], None]) -> None:
+def _trusted() -> Trusted:
+    from orchestrator.config.sitefile import site_file
+    from orchestrator.controller.trust import Trusted
+
+    if site_file() is None:
+        return Trusted()
+    from orchestrator.config.load import load_site
+
+    named = load_site().trust
+    return Trusted(roots=named.roots, uids=named.uids)
+
+
+def _pass(
+    everything: Registry, report: Callable[[str, Step | QvlError], None], trusted: Trusted
+) -> None:
     from orchestrator.clock import SystemClock
     from orchestrator.controller import loop
 
-    loop.once(everything, SystemClock(), report)
+    loop.once(everything, SystemClock(), report, trusted)
 
 
 def _summary(live: int, seen: int) -> None:

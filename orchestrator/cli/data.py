@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, out_json
+from orchestrator.cli.common import json_option, note, out_json
 from orchestrator.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ _HELP = """Read the whole data set of the job file JOB (or of --data) and report
 Every record of the index and every picture it names is looked at, in parallel: pictures by
 their headers where that is enough, wholly with --decode. No model is loaded and nothing is
 changed. The report names each offender as file:record, and shows the lengths, the memory that
-the largest micro-batch may take, and one sample as the model sees it.
+the largest micro-batch may take, and one sample as the model sees it. `python:` and `env:` count
+only in a job file that nobody else could have written.
 
 \b
 A fault stops the run, or is replaced (data.policy: replace); a warning trains, but is
@@ -125,6 +126,7 @@ def of_job(path: Path, overrides: Sequence[str]) -> Asked:
     from orchestrator.config.files import is_hub_model, read_deepspeed
     from orchestrator.config.load import load_job, load_site
     from orchestrator.config.resolve import resolve
+    from orchestrator.storage.ownership import foreign_hands
 
     loaded = load_job(path, overrides)
     config, _ = read_deepspeed(loaded.spec, loaded.base_dir)
@@ -135,6 +137,9 @@ def of_job(path: Path, overrides: Sequence[str]) -> Asked:
         from_hub=is_hub_model(loaded.spec, loaded.base_dir),
         deepspeed_config=config,
     )
+    if (found := foreign_hands(path)) is not None:
+        note(f"{found}: its python: and env: are left out; a copy of your own is checked with them")
+        return Asked(_request(resolved))
     return Asked(_request(resolved), resolved.python, dict(resolved.env))
 
 

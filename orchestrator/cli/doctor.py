@@ -19,7 +19,8 @@ _HELP = """Say what of this place endangers a run: what, why it matters, and wha
 
 With a job file, what that job needs counts: its partition, grace, time limit and folders.
 Without one, --backend says what is looked at; left out: Slurm where sbatch is on PATH.
-Nothing is changed. --probe submits a Slurm job of about two minutes, which reports from its node
+Nothing is changed, and `python:` is run only of a job file that nobody else could have
+written. --probe submits a Slurm job of about two minutes, which reports from its node
 which signals arrive and when; --preempt-with names a partition whose jobs preempt it.
 
 \b
@@ -63,7 +64,7 @@ def command(
     config = load_site(site)
     resolved = _resolved(job, config)
     where = backend or (resolved.backend if resolved else _usual())
-    found = list(_look(resolved, config, site, where))
+    found = list(_look(resolved, job, config, site, where))
     if probe:
         from orchestrator.doctor.judge_place import LOOKS_LOCAL
         from orchestrator.doctor.judge_probe import SHARED_FOLDER
@@ -95,9 +96,13 @@ def _usual() -> str:
 
 
 def _look(
-    job: ResolvedJob | None, config: SiteConfig, site: Path | None, backend: str
+    job: ResolvedJob | None,
+    file: Path | None,
+    config: SiteConfig,
+    site: Path | None,
+    backend: str,
 ) -> list[Finding]:
-    from orchestrator.config.site import site_file
+    from orchestrator.config.sitefile import site_file
     from orchestrator.doctor import look
 
     known = registry()
@@ -110,16 +115,32 @@ def _look(
     found += look.look_machine(look.CLIENTS if slurm else (), wants_gpu=not slurm)
     found += look.look_folder(known.state_dir, "state", must_be_shared=slurm)
     if not (slurm and config.slurm.container):
-        found += look.look_python((job.python if job else None) or sys.executable)
+        found += _look_python(job, file)
     if job is not None and job.checkpoint.uri.startswith("/"):
         folder = Path(job.checkpoint.uri)
         found += look.look_folder(folder, "run directories", must_be_shared=slurm)
     return found
 
 
+def _look_python(job: ResolvedJob | None, file: Path | None) -> tuple[Finding, ...]:
+    """The interpreter of runs. That of a job file which others could have written is not run."""
+    from orchestrator.doctor import look
+    from orchestrator.doctor.finding import Finding
+    from orchestrator.storage.ownership import foreign_hands
+
+    if job is None or job.python is None:
+        return look.look_python(sys.executable)
+    assert file is not None, "a job comes from a file"
+    if (found := foreign_hands(file)) is None:
+        return look.look_python(job.python)
+    why = "nothing that others chose is run to look at it"
+    change = "look at a copy of your own of the job file"
+    return (Finding("warning", f"python {job.python}", f"not looked at: {found}", why, change),)
+
+
 def _site_files(config: SiteConfig, given: Path | None) -> list[Path]:
     """What shapes every job of the site: its file, its folder of templates and what is in it."""
-    from orchestrator.config.site import site_file
+    from orchestrator.config.sitefile import site_file
 
     file = site_file(given)
     if file is None or config.templates_dir is None:

@@ -52,9 +52,11 @@ def command(
     """Ask a model (see `_HELP`)."""
     from orchestrator.cli.result import gather
     from orchestrator.cli.tool import Bar, absolute, plain, run_tool
+    from orchestrator.controller import trust
 
     chosen = get_run(run)
     result = gather(chosen, step)
+    python, environ = trust.interpreter(chosen, result.job)
     with Bar() as bar, adapter_request(chosen, result) as request:
         request |= {
             "question": question,
@@ -65,8 +67,8 @@ def command(
         said = run_tool(
             "generate",
             request,
-            python=result.job.python,
-            environ=result.job.env,
+            python=python,
+            environ=environ,
             on_progress=bar.show,
         )
     if as_json:

@@ -38,16 +38,18 @@ def command(*, run: str, folder: Path, step: int | None, as_json: bool) -> int:
     from orchestrator.cli.modelcard import model_card
     from orchestrator.cli.result import base_type, gather, new_folder
     from orchestrator.cli.tool import Bar, run_tool
+    from orchestrator.controller import trust
 
     chosen = get_run(run)
     result = gather(chosen, step)
+    python, environ = trust.interpreter(chosen, result.job)
     with new_folder(folder) as scratch:
         with Bar() as bar, adapter_request(chosen, result) as request:
             measured = run_tool(
                 "merge",
                 {**request, "out": str(scratch.resolve())},
-                python=result.job.python,
-                environ=result.job.env,
+                python=python,
+                environ=environ,
                 on_progress=bar.show,
             )
         card = model_card(result, base_type(result.job), merged=_said(measured))

@@ -18,7 +18,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.config.load import load_site
 from orchestrator.contract import layout
 from orchestrator.contract.spec import StartFrom
-from orchestrator.controller import actions
+from orchestrator.controller import actions, trust
 from orchestrator.controller.submit import name_of_copy, submit
 from orchestrator.domain import proof, replay
 from orchestrator.domain.states import State
@@ -109,6 +109,7 @@ def _choose(
 
 def _submit(run: Run, source: LogRecord | None, site: Path | None) -> Run:
     """A copy of the run, with a controller; it begins where `source` lies."""
+    trust.require(run)
     newest = attempts.read_submissions(run.storage)[-1]
     copy = submit(
         _copied(run.job(newest.spec.resolved)),

@@ -110,7 +110,7 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
     if job.backend != "slurm":
         return
     from orchestrator.config.site import load_site
-    from orchestrator.config.site import site_file as in_force
+    from orchestrator.config.sitefile import site_file as in_force
     from orchestrator.doctor.look import submit_warnings
 
     named = str(in_force(site_file) or "site.toml")

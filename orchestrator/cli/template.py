@@ -198,7 +198,7 @@ def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:
 
 
 def _run(config: SiteConfig, report: Report, site: Path | None) -> Report:
-    from orchestrator.config.site import site_file
+    from orchestrator.config.sitefile import site_file
     from orchestrator.controller.rehearsal import LIMIT_S, STORIES, may_run
     from orchestrator.controller.templates import rehearse_template
 

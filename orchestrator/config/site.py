@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from orchestrator.config import tomlpos
 from orchestrator.config.argtable import shown
 from orchestrator.config.faults import dotted
-from orchestrator.config.fields import Section, Text
+from orchestrator.config.fields import Section, Text, Texts, as_tuple
 from orchestrator.config.site_kubernetes import KubernetesSite
 from orchestrator.config.site_slurm import SlurmSite
+from orchestrator.config.sitefile import site_file
 from orchestrator.config.suggest import did_you_mean, listed
-from orchestrator.contract.env import SITE_FILE
 from orchestrator.contract.regular import read_regular
 from orchestrator.errors import UserError
 
-SYSTEM_FILE = Path("/etc/qvl-orchestrate/site.toml")
 MAX_BYTES = 256 * 1024
+
+
+_Uid = Annotated[int, Field(ge=0, le=2**32)]
+
+
+class TrustSite(Section):
+    """Whom `controller once` and `controller run` trust besides their own user and root."""
+
+    roots: Texts = Field(
+        default=(),
+        description="Paths and URIs below which every run directory is believed, whoever wrote it.",
+    )
+    uids: Annotated[tuple[_Uid, ...], BeforeValidator(as_tuple)] = Field(
+        default=(), description="Owners of run directories that are believed."
+    )
 
 
 class SiteConfig(Section):
@@ -50,31 +63,13 @@ class SiteConfig(Section):
     allow_user_template: bool = Field(
         default=True, description="Users may submit with --template, which is then marked."
     )
+    trust: TrustSite = Field(
+        default_factory=TrustSite, description="Whose runs the controllers of the site act upon."
+    )
     slurm: SlurmSite = Field(default_factory=SlurmSite, description="What holds on Slurm.")
     kubernetes: KubernetesSite = Field(
         default_factory=KubernetesSite, description="What holds on Kubernetes."
     )
-
-
-def find_site_file(
-    given: Path | None, *, environ: Mapping[str, str], home: Path, system: Path = SYSTEM_FILE
-) -> Path | None:
-    """The site file in force: the one given, that of QVL_SITE_FILE, the user's, the system's.
-
-    None if there is none. A file that is named but does not exist is a UserError.
-    """
-    named = given or (Path(environ[SITE_FILE]) if environ.get(SITE_FILE) else None)
-    if named is not None:
-        if not named.is_file():
-            raise UserError(f"{named}: no such site file", hint=f"check --site or {SITE_FILE}")
-        return named
-    candidates = (home / ".config" / "qvl-orchestrate" / "site.toml", system)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def site_file(given: Path | None = None) -> Path | None:
-    """The site file in force in this process; None if there is none."""
-    return find_site_file(given, environ=os.environ, home=Path.home())
 
 
 def load_site(path: Path | None = None) -> SiteConfig:

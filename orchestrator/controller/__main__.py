@@ -12,6 +12,7 @@ import sys
 
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.contract.records import LeaseRecord
+from orchestrator.controller import trust
 from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, newest
 from orchestrator.controller.loop import follow
 from orchestrator.controller.run import Run, open_entry, open_run
@@ -34,6 +35,7 @@ def main(wanted: str, *, stay: bool) -> int:
     trouble = Trouble(clock)
     try:
         run = _open(registry, wanted, clock, trouble, stay=stay)
+        trust.require(run)
         lease = Lease(run.storage, clock, FLEET_TTL_S if stay else TTL_S)
         other = Other(clock)
         while follow(run, clock, lease, trouble) is None:
@@ -66,7 +68,10 @@ def _entered(registry: Registry, directory: str, clock: Clock) -> Run:
     """The run of that directory, entered here."""
     entry = read_entry(directory)
     registry.add(entry)
-    return open_entry(registry, entry, clock)
+    run = open_entry(registry, entry, clock)
+    # Whoever made this Job named the run: that is the word which others need.
+    trust.believe(run)
+    return run
 
 
 def _holder(run: Run) -> LeaseRecord | None:

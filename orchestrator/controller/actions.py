@@ -14,7 +14,7 @@ from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
-from orchestrator.controller import lease, removal, rows
+from orchestrator.controller import lease, removal, rows, trust
 from orchestrator.controller.observe import Seen, observe
 from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
@@ -47,6 +47,7 @@ def preempt(run: Run, signal: str, ranks: Sequence[int] = ()) -> None:
 
     Raises UserError if nothing runs.
     """
+    trust.require(run)
     seen = observe(run)
     if not is_live(seen.facts) or seen.job is None:
         raise UserError(f"run {run.run_id} has no job now, so there is nothing to preempt")
@@ -57,6 +58,7 @@ def preempt(run: Run, signal: str, ranks: Sequence[int] = ()) -> None:
 
 def cancel(run: Run) -> bool:
     """Cancel for good: the tombstone first, then the job. False if the run was finished."""
+    trust.require(run)
     try:
         seen = observe(run)
     except CheckpointError:
@@ -86,6 +88,7 @@ def resume(
     absolute path. `restart_from`: `weights` or `scratch`. `job`: a changed job file, whose
     differences `allow_change` must permit. Raises UserError while a job is at work.
     """
+    trust.require(run)
     seen = observe(run)
     newest = seen.newest
     if newest is None and seen.damaged:

@@ -13,11 +13,12 @@ from typing import BinaryIO
 from orchestrator.backends.base import JobRef, RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.controller import rows
+from orchestrator.controller import rows, trust
 from orchestrator.controller.lease import FLEET_TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
 from orchestrator.controller.trouble import FAULTS, Trouble, as_error, file_system, is_gone
+from orchestrator.controller.trust import ONLY_US, Trusted
 from orchestrator.errors import CheckpointError, NewerVersion, NoSuchRun, QvlError
 from orchestrator.registry import faults
 from orchestrator.registry.rebuild import read_entry
@@ -45,6 +46,7 @@ def follow(run: Run, clock: Clock, lease: Lease, trouble: Trouble) -> Step | Non
     try:
         while True:
             try:
+                trust.require(run)
                 if not lease.acquire():
                     return None
                 home = file_system(run)
@@ -81,7 +83,12 @@ def _pause(run: Run, step: Step, clock: Clock) -> None:
         clock.sleep(poll_s)
 
 
-def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlError], None]) -> int:
+def once(
+    registry: Registry,
+    clock: Clock,
+    report: Callable[[str, Step | QvlError], None],
+    trusted: Trusted = ONLY_US,
+) -> int:
     """One pass over every run that is not final; returns how many could not be looked after."""
     faults = 0
     entries = registry.runs()
@@ -91,6 +98,7 @@ def once(registry: Registry, clock: Clock, report: Callable[[str, Step | QvlErro
             continue
         try:
             run = open_entry(registry, entry, clock)
+            trust.require(run, trusted)
             lease = Lease(run.storage, clock, lasting=False)
             if not lease.acquire():
                 continue
@@ -126,8 +134,9 @@ class Rounds:
     whose storage fails is left alone for a while: the others shall not wait for it.
     """
 
-    def __init__(self, registry: Registry, clock: Clock) -> None:
+    def __init__(self, registry: Registry, clock: Clock, trusted: Trusted = ONLY_US) -> None:
         self._registry = registry
+        self._trusted = trusted
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._troubles: dict[str, Trouble] = {}
@@ -160,7 +169,9 @@ class Rounds:
         for found in backend.discover():
             if found.run_id not in known:
                 try:
-                    self._registry.add(read_entry(found.uri))
+                    entry = read_entry(found.uri)
+                    self._registry.add(entry)
+                    trust.only_read(open_entry(self._registry, entry, self._clock))
                 except FAULTS as fault:
                     report(found.run_id, as_error(fault))
 
@@ -179,6 +190,7 @@ class Rounds:
         self._leases.clear()
 
     def _attend(self, run: Run, report: Callable[[str, Step | QvlError], None]) -> None:
+        trust.require(run, self._trusted)
         lease = self._leases.get(run.run_id)
         if lease is None:
             lease = self._leases[run.run_id] = Lease(run.storage, self._clock, FLEET_TTL_S)
@@ -232,6 +244,7 @@ def _attended(run: Run, wait_s: float) -> bool:
 
 def look_after(run: Run) -> Step | None:
     """One pass here, and a controller for what remains; None if the run has one already."""
+    trust.require(run)
     lease = Lease(run.storage, run.clock, lasting=False)
     if not lease.acquire():
         return None

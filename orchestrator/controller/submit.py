@@ -20,7 +20,7 @@ from orchestrator.contract.env import TRAINER_MODULE
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
-from orchestrator.controller import rows
+from orchestrator.controller import rows, trust
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
 from orchestrator.controller.removal import withdrawn_on_failure
 from orchestrator.controller.run import Run
@@ -138,6 +138,7 @@ def submit(
         if values:
             write_secrets(registry.state_dir, run_id, values)
         registry.add(entry)
+        trust.believe(run)
         start_submission(run, spec, start, reason="submit")
     return run
 

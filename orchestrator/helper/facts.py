@@ -41,19 +41,26 @@ PASSING = {
 }
 
 
-def collect(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
-    """All facts that can be known before the model is loaded. Raises UserError."""
-    facts: dict[str, Any] = {
-        "checkpoint_format": CHECKPOINT_FORMAT,
+def declared(job: ResolvedJob) -> dict[str, Any]:
+    """The facts that the job itself declares, the same on every machine."""
+    return {
         "world.nodes": job.resources.nodes,
         "world.gpus_per_node": job.resources.gpus_per_node,
         "world.zero_stage": job.zero_stage,
         "global_batch": job.batch.global_batch,
+        **flatten(to_json(job), "config"),
+        **flatten(dict(job.quantization), "quantization"),
+    }
+
+
+def collect(job: ResolvedJob, storage: Storage) -> dict[str, Any]:
+    """All facts that can be known before the model is loaded. Raises UserError."""
+    facts: dict[str, Any] = {
+        "checkpoint_format": CHECKPOINT_FORMAT,
         "package.qvl-orchestrate": __version__,
         "python.version": platform.python_version(),
+        **declared(job),
     }
-    facts |= flatten(to_json(job), "config")
-    facts |= flatten(dict(job.quantization), "quantization")
     facts |= {f"version.{name}": _version(name) for name in PACKAGES}
     try:
         facts |= model_facts(job, storage)

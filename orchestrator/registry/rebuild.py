@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from orchestrator.clock import parse_iso
@@ -12,6 +13,9 @@ from orchestrator.registry.store import RunEntry
 from orchestrator.storage.attempts import read_job, read_submissions
 from orchestrator.storage.opening import is_remote, open_storage
 from orchestrator.storage.protocol import NotFound, Storage
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+"""It becomes a part of paths, of names on a backend and of commands."""
 
 
 def read_entry(directory: str) -> RunEntry:
@@ -29,6 +33,8 @@ def read_entry(directory: str) -> RunEntry:
     if not submissions:
         raise UserError(f"the run in {where} was never submitted", hint="submit its job.yaml again")
     newest = submissions[-1].spec
+    if not _RUN_ID.fullmatch(newest.run_id):
+        raise UserError(f"{where}: {newest.run_id!r} is no run id")
     if not _same_place(newest.storage, where):
         raise UserError(
             f"{where} is not where run {newest.run_id} lives ({newest.storage})",

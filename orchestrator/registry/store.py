@@ -34,7 +34,12 @@ CREATE TABLE IF NOT EXISTS node_deaths (
     error TEXT NOT NULL, forgiven INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (run_id, attempt, node)
 );
+CREATE TABLE IF NOT EXISTS trust (
+    run_id TEXT NOT NULL, uri TEXT NOT NULL, owner INTEGER NOT NULL, PRIMARY KEY (run_id, uri)
+);
 """
+STORE, NOBODY = -1, -2
+"""Owners of a run that is trusted on an object store, and of one that nobody has trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,19 @@ class Registry:
         """Forget a run."""
         with self._open() as db:
             db.execute("DELETE FROM runs WHERE run_id=?", (run_id,))
+            db.execute("DELETE FROM trust WHERE run_id=?", (run_id,))
+
+    def trust(self, run_id: str, uri: str, owner: int) -> None:
+        """Keep whom the user trusts with this run: a uid, STORE or NOBODY."""
+        with self._open() as db:
+            db.execute("INSERT OR REPLACE INTO trust VALUES (?, ?, ?)", (run_id, uri, owner))
+
+    def trusted_owner(self, run_id: str, uri: str) -> int | None:
+        """What was last said of it by `trust`; None: nothing."""
+        with self._open() as db:
+            row = db.execute("SELECT owner FROM trust WHERE run_id=? AND uri=?", (run_id, uri))
+            found = row.fetchone()
+        return None if found is None else int(found["owner"])
 
     def add_deaths(self, deaths: Iterable[NodeDeath], since: float = 0.0) -> None:
         """Keep what is new of them; one that was known, or forgiven, stays as it is.

@@ -220,7 +220,8 @@ def test_adopt_enters_run_directories(shell: Shell, run: Built) -> None:
     where = run.storage.uri
     run.registry.remove(RUN)
     shell("status", RUN, code=3)
-    assert shell.json("adopt", where) == {"runs": [{"run_id": RUN, "run_dir": where}]}
+    adopted = {"run_id": RUN, "run_dir": where, "only_read": None}
+    assert shell.json("adopt", where) == {"runs": [adopted]}
     found = run.registry.find("fake")
     assert found == replace(run.entry, row=found.row, final=True, seen_at=found.seen_at)
     assert found.row is not None

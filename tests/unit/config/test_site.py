@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.site import SiteConfig, find_site_file, load_site, parse_site
+from orchestrator.config.site import SiteConfig, load_site, parse_site
+from orchestrator.config.sitefile import find_site_file
 from orchestrator.errors import UserError
 
 
