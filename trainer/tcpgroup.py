@@ -42,7 +42,8 @@ class TcpGroup(Group):
 
     def _listen(self, address: str, port: int, timeout_s: float) -> None:
         found: dict[int, BinaryIO] = {}
-        with socket.create_server((address, port), backlog=self.size) as server:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.create_server((address, port), family=family, backlog=self.size) as server:
             server.settimeout(timeout_s)
             while len(found) < self.size - 1:
                 file = _stream(server.accept()[0])
@@ -61,9 +62,11 @@ def _connect(address: str, port: int, deadline: float) -> BinaryIO:
 
 
 def _stream(connection: socket.socket) -> BinaryIO:
-    connection.settimeout(None)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return cast(BinaryIO, connection.makefile("rwb"))
+    # The file keeps the connection open, and closes it.
+    with connection:
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cast(BinaryIO, connection.makefile("rwb"))
 
 
 def _write(file: BinaryIO, value: Json) -> None:

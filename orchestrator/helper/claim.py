@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,14 +19,12 @@ from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_st
 from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import CheckpointError, NotOwner, RecordDamaged, StorageError
 from orchestrator.helper.gather import Gathering
+from orchestrator.helper.meeting import meeting_point
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import LogView, RunLog
 
-PORTS = range(10_000, 30_000)
-"""Below those that kernels give to outgoing connections and Kubernetes to its services."""
-PORT_TRIES = 100
 POLL_S = 0.2
 
 
@@ -195,7 +191,7 @@ class Claimer:
     def _take_slot(self, attempt: int) -> SlotRecord:
         wanted = self._identity.slot
         numbers = range(self._spec.nodes) if wanted is None else [wanted]
-        address, port = _meeting_point(self._spec.nodes)
+        address, port = meeting_point(self._spec.nodes)
         for number in numbers:
             record = SlotRecord(
                 attempt=attempt,
@@ -228,37 +224,3 @@ class Claimer:
             if self._clock.monotonic() > deadline:
                 raise StorageError(f"node 0 of attempt {attempt} did not appear")
             self._clock.sleep(POLL_S)
-
-
-def _meeting_point(nodes: int) -> tuple[str, int]:
-    """An address others can reach and a port that is free now."""
-    for address in ["127.0.0.1"] if nodes == 1 else _addresses(os.environ):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((address, 0))
-            return address, free_port()
-    raise StorageError("this node has no address that the other nodes could reach")
-
-
-def free_port() -> int:
-    """A port that is free now and that nobody is given by chance until rank 0 listens on it."""
-    for port in random.SystemRandom().sample(PORTS, PORT_TRIES):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise StorageError("this node has no free port for its ranks to meet at")
-
-
-def _addresses(environ: Mapping[str, str]) -> list[str]:
-    """Addresses of this node, the best first: those of its names, loopback last.
-
-    Debian gives a host its own name on a loopback address; what Slurm calls the node, and
-    the address that srun was started on (node 0 itself), lead the others here.
-    """
-    found = []
-    for name in (environ.get("SLURMD_NODENAME"), socket.gethostname()):
-        with suppress(OSError):
-            found.append(socket.gethostbyname(name) if name else "")
-    if environ.get("SLURM_NODEID") == "0":
-        found.append(environ.get("SLURM_LAUNCH_NODE_IPADDR", ""))
-    known = [a for a in dict.fromkeys(found) if a]
-    return sorted(known, key=lambda address: address.startswith("127."))

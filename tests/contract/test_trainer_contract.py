@@ -27,7 +27,7 @@ from orchestrator.contract.jsonio import loads, pretty, to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
-from orchestrator.helper.claim import free_port
+from orchestrator.helper.meeting import free_port
 from orchestrator.storage import checkpoints
 from tests.harness import jobs
 from tests.harness.ranks import ROOT, Attempt, Run

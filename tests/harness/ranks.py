@@ -23,7 +23,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ClaimRecord, Commit
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint
-from orchestrator.helper.claim import free_port
+from orchestrator.helper.meeting import free_port
 from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.runlog import LogView, RunLog

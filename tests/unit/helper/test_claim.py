@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +20,7 @@ from orchestrator.errors import (
     QvlError,
     StorageError,
 )
-from orchestrator.helper import claim
-from orchestrator.helper.claim import Claimed, free_port
+from orchestrator.helper.claim import Claimed
 from orchestrator.helper.gather import NoticeMet
 from orchestrator.storage import attempts
 from orchestrator.storage.memory import MemoryStorage
@@ -358,27 +355,6 @@ def test_a_helper_whose_attempt_was_replaced_takes_nothing_up(site: Site) -> Non
     site.start(restart=1, token="newer")
     with pytest.raises(NotOwner, match="attempt 1 has been replaced by attempt 2"):
         site.claimer(token="agent").rejoin()
-
-
-def test_ranks_meet_at_a_port_that_no_outgoing_connection_is_given() -> None:
-    first, _, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().partition("\t")
-    port = free_port()
-    assert port < int(first)
-    with socket.socket() as server:
-        server.bind(("", port))
-        server.listen()
-        assert free_port() != port
-
-
-def test_a_node_without_a_free_port_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as server:
-        server.bind(("", 0))
-        server.listen()
-        taken = server.getsockname()[1]
-        monkeypatch.setattr(claim, "PORTS", range(taken, taken + 1))
-        monkeypatch.setattr(claim, "PORT_TRIES", 1)
-        with pytest.raises(StorageError, match="no free port"):
-            free_port()
 
 
 # --- before the claim: are all nodes there?

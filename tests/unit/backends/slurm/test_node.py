@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from orchestrator.agent.start import leave_word, read_spec
 from orchestrator.contract.jsonio import MalformedJson, canonical, to_json
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.helper import claim
 
 SPEC = TrainSpec(
     run_id="r",
@@ -50,26 +48,3 @@ def test_only_the_batch_host_leaves_a_word_and_a_lost_folder_is_no_crash(tmp_pat
     leave_word({}, 75, again=True)
     leave_word({"QVL_VERDICT_FILE": str(tmp_path / "gone" / "verdict")}, 75, again=True)
     assert not list(tmp_path.iterdir())
-
-
-def test_nodes_meet_where_others_can_reach_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"gpu7": "10.0.0.7", "debian": "127.0.1.1"}
-
-    def lookup(name: str) -> str:
-        if name not in known:
-            raise OSError(name)
-        return known[name]
-
-    monkeypatch.setattr(socket, "gethostbyname", lookup)
-    monkeypatch.setattr(socket, "gethostname", lambda: "debian")
-    environ = {"SLURMD_NODENAME": "gpu7"}
-    assert claim._addresses(environ) == ["10.0.0.7", "127.0.1.1"]
-    launched = {"SLURMD_NODENAME": "qn1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9"}
-    assert claim._addresses({**launched, "SLURM_NODEID": "0"}) == ["10.0.0.9", "127.0.1.1"]
-    assert claim._addresses({**launched, "SLURM_NODEID": "1"}) == ["127.0.1.1"]
-
-
-def test_a_node_whose_names_cannot_be_bound_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "_addresses", lambda _: ["192.0.2.1"])
-    with pytest.raises(claim.StorageError, match="no address"):
-        claim._meeting_point(2)
