@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.cli.common import note
 from orchestrator.controller import loop
+from orchestrator.controller.rows import recorded
 from orchestrator.controller.run import Run
 from orchestrator.controller.status import refresh
 from orchestrator.domain.states import State
@@ -65,7 +66,7 @@ def _follow(run: Run, screen: _Screen, step: int | None) -> dict[str, Any]:
     looked = run.clock.monotonic()
     while True:
         entry = run.registry.find(run.run_id)
-        if entry.row is not None and entry.row["state"] in END_CODES:
+        if entry.row is not None and recorded(entry.row) in END_CODES:
             screen.show(entry.row)
             return entry.row
         seen = refresh(run.registry, run.clock, entry)

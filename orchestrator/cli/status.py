@@ -68,7 +68,7 @@ def _show(
     before: str = "",
 ) -> None:
     from orchestrator.clock import SystemClock
-    from orchestrator.controller.rows import public_row
+    from orchestrator.controller.rows import age_fields, public_row
     from orchestrator.controller.status import snapshot
 
     clock = SystemClock()
@@ -77,7 +77,9 @@ def _show(
     now = clock.now()
     public = [public_row(s.row, now) for s in found]
     if as_json:
-        out_json({"runs": public, **({"not_shown": left_out} if left_out else {})})
+        ages = [age_fields(s.seen_at, now, final=s.final, fault=s.fault) for s in found]
+        told = [{**row, **age} for row, age in zip(public, ages, strict=True)]
+        out_json({"runs": told, **({"not_shown": left_out} if left_out else {})})
         return
     text = _table(entries, found, public, verbose) + _footer(entries, found, left_out, now)
     if verbose:

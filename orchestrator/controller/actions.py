@@ -159,6 +159,7 @@ def _reopen(run: Run) -> None:
     """No longer final or cancelled: controllers and `status` look at the run again."""
     before = run.entry.row or rows.blank_row(run.entry)
     news = {"state": State.QUEUED.value, "reason": None, "message": None, "next": None}
+    news |= {rows.RECORDED: State.QUEUED.value}
     run.registry.saw(run.run_id, {**before, **news}, final=False, at=run.clock.now())
     run.storage.delete(layout.TOMBSTONE)
 

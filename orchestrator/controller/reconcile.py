@@ -82,7 +82,8 @@ def reconcile(run: Run) -> Step:
     # A finished run is looked after until its job is, so that nothing is left of that.
     remembers = isinstance(run.backend, RemembersRuns)
     over = not (remembers and isinstance(decision, Finish) and seen.facts.backend in HOLDING)
-    run.registry.saw(run.run_id, row, final=over and state in FINAL, at=run.clock.now())
+    kept = {**row, rows.RECORDED: state.value}
+    run.registry.saw(run.run_id, kept, final=over and state in FINAL, at=run.clock.now())
     return Step(state, decision, row, over)
 
 
@@ -115,7 +116,7 @@ def _record_end(
     run: Run, seen: Seen, decision: Decision, state: State, row: dict[str, Any]
 ) -> None:
     """Say once in the run's events how it ended; forget its secrets when they are not needed."""
-    before = (run.registry.find(run.run_id).row or {}).get("state")
+    before = rows.recorded(run.registry.find(run.run_id).row or {})
     if isinstance(decision, Finish):
         _restore_done(run, seen)
     if isinstance(decision, Cancel) and not seen.facts.tombstone:
@@ -206,8 +207,8 @@ def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
     )
 
 
-def hand_over(run: Run, record: SubmissionRecord) -> str:
-    """Give a stored submission to the backend; returns its id there. May be repeated."""
+def hand_over(run: Run, record: SubmissionRecord) -> JobRef:
+    """Give a stored submission to the backend; returns its job there. May be repeated."""
     job = run.job(record.spec.resolved)
     avoided = []
     if run.backend.capabilities.excludes_nodes:
@@ -229,7 +230,7 @@ def hand_over(run: Run, record: SubmissionRecord) -> str:
         number=record.number, backend_id=taken.id, uid=taken.uid, time=iso(run.clock.now())
     )
     attempts.record_backend_id(run.storage, note)
-    return taken.id
+    return taken
 
 
 def _given(run: Run, job: ResolvedJob, record: SubmissionRecord) -> JobRef:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.backends.base import JobRef
-from orchestrator.clock import parse_iso
+from orchestrator.clock import iso, parse_iso
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.observe import Seen
 from orchestrator.controller.run import Run
@@ -45,6 +45,20 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "grace_s": None,
         "template": None,
     }
+
+
+RECORDED = "recorded"
+"""Internal field of a row: the state that a controller has last recorded in the run's events."""
+
+
+READ = "read"
+"""Internal field of a row: true if a reader found it, not the run's controller."""
+
+
+def recorded(row: Mapping[str, Any]) -> str | None:
+    """That state; of a row that only controllers wrote, its own."""
+    found: str | None = row.get(RECORDED, row.get("state"))
+    return found
 
 
 def full_row(run: Run, seen: Seen, decision: Decision, state: State) -> dict[str, Any]:
@@ -89,7 +103,9 @@ FULL = "submit-limit"
 
 def waiting_row(row: dict[str, Any], words: str) -> dict[str, Any]:
     """The row of a run whose submission waits until the backend takes it."""
-    return {**row, "reason": FULL, "message": words, "next": "submitted again at the next pass"}
+    job = {"backend_job_id": None, "backend_job_key": None, "backend_job_uid": None}
+    told = {"reason": FULL, "message": words, "next": "submitted again at the next pass"}
+    return {**row, **job, **told}
 
 
 GONE = "gone"
@@ -106,6 +122,13 @@ def gone_row(row: dict[str, Any], uri: str) -> dict[str, Any]:
         "eta_s": None,
         "next": None,
     }
+
+
+def submitted_row(row: dict[str, Any], job: JobRef) -> dict[str, Any]:
+    """The row of a run whose submission has just been taken."""
+    state = State.REQUEUED if row["attempt"] else State.QUEUED
+    news = {"state": state.value, "reason": None, "message": None, "next": None}
+    return {**row, **news, **_job_fields(job), READ: True}
 
 
 def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
@@ -155,6 +178,18 @@ def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         "next",
     )
     return {**{name: row.get(name) for name in fields}, "last_checkpoint": checkpoint}
+
+
+def age_fields(seen_at: float, now: float, *, final: bool, fault: str | None) -> dict[str, Any]:
+    """How old a row is: `stale_s` is null if it was never seen, 0 if nothing newer can be known;
+    `fault` says why it could not be refreshed.
+    """
+    age = 0.0 if final else round(max(0.0, now - seen_at), 1)
+    return {
+        "stale_s": age if seen_at else None,
+        "last_seen": iso(seen_at) if seen_at else None,
+        "fault": fault,
+    }
 
 
 def _reason(decision: Decision, seen: Seen) -> str | None:

@@ -182,18 +182,20 @@ def start_submission(
             f"somebody else has just submitted run {run.run_id} (submission {other.number})",
             hint="look at `qvl-orchestrate status`, then try again",
         )
+    known = run.registry.find(run.run_id).row or rows.blank_row(run.entry)
+    job = None
     try:
-        backend_id = hand_over(run, record)
+        job = hand_over(run, record)
+        row = rows.submitted_row(known, job)
     except Full as fault:
-        row = rows.waiting_row(rows.blank_row(run.entry), fault.message)
-        run.registry.saw(run.run_id, row, final=False, at=run.clock.now())
-        backend_id = None
+        row = rows.waiting_row(known, fault.message)
+    run.registry.saw(run.run_id, row, final=False, at=run.clock.now())
     made_from = {}
     if record.template is not None:
         made_from = {"template": record.template, "template_sha256": record.template_sha256}
     run.event(
         "submitted",
-        {"submission": record.number, "backend_id": backend_id, "reason": reason, **made_from},
+        {"submission": record.number, "backend_id": job and job.id, "reason": reason, **made_from},
         writer="cli",
     )
     return record

@@ -102,6 +102,14 @@ class Registry:
                 (json.dumps(row), int(final), at, run_id),
             )
 
+    def refreshed(self, found: Iterable[tuple[str, dict[str, Any], bool, float]]) -> None:
+        """Keep what readers have found (id, row, final, when); who looked later knows better."""
+        with self._open() as db:
+            db.executemany(
+                "UPDATE runs SET row=?, final=?, seen_at=? WHERE run_id=? AND seen_at<=?",
+                [(json.dumps(row), int(final), at, i, at) for i, row, final, at in found],
+            )
+
     def runs(self) -> list[RunEntry]:
         """All runs, oldest first."""
         with self._read() as db:

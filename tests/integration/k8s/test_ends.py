@@ -138,7 +138,7 @@ def test_killed_for_memory(bench: KubeBench) -> None:
 def test_submitting_twice_gives_one_job(bench: KubeBench) -> None:
     run = bench.submit(step_s=STEP_S)
     [record] = attempts.read_submissions(run.storage)
-    assert hand_over(run.run, record) == str(run.job())
+    assert str(hand_over(run.run, record)) == str(run.job())
     assert len(bench.cluster.get("jobs")) == 1
 
 

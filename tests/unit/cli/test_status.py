@@ -27,6 +27,8 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
     run.held()
     (row,) = shell.json("status")["runs"]
     assert 30 <= row["last_checkpoint"].pop("age_s") < 40
+    assert 0 <= row.pop("stale_s") < 10
+    assert row.pop("last_seen").endswith("Z")
     assert row == {
         "run_id": RUN,
         "name": "fake",
@@ -43,6 +45,7 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
         "lost_steps": 0,
         "eta_s": None,
         "next": f"qvl-orchestrate resume {RUN} --allow-change lora.r",
+        "fault": None,
     }
 
 
@@ -85,7 +88,9 @@ def test_status_of_a_run_whose_directory_is_away(shell: Shell, bench: Bench) -> 
     )
     text = shell("status")
     assert "not refreshed (never seen yet): " in text
-    assert shell.json("status")["runs"][0]["state"] == "QUEUED"
+    (row,) = shell.json("status")["runs"]
+    assert (row["stale_s"], row["last_seen"]) == (None, None)
+    assert row["fault"].startswith("/none is gone")
     shell("status", "nobody", code=3)
 
 
@@ -93,8 +98,9 @@ def test_status_does_not_wait_for_a_storage_that_hangs(
     bench: Bench, run: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr(status, "refresh", lambda *a: release.wait(30))
+    monkeypatch.setattr(status, "first_look", lambda *a: (release.wait(30), None))
     monkeypatch.setattr(status, "BUDGET_S", 0.1)
+    monkeypatch.setattr(status, "STALE_BUDGET_S", 0.2)
     (seen,) = status.snapshot(bench.registry, SystemClock(), bench.registry.runs())
     assert seen.fault is not None
     assert all(t.daemon for t in threading.enumerate() if t.name == "status")
