@@ -149,10 +149,13 @@ class RemembersRuns(Protocol):
         """Remove the run's secret values."""
 
     def forget_run(self, run_id: str, backend_id: str) -> None:
-        """Remove everything of the run."""
+        """Remove everything of the run. Of the id only the place counts: `<place>/`."""
 
     def start_controller(self, job: ResolvedJob, spec: TrainSpec) -> str:
-        """A controller of the run that lives where the jobs do; how it is called there."""
+        """A controller of the run that lives where the jobs do; how it is called there.
+
+        UserError for what is wrong in its template, Unreachable if it cannot be started.
+        """
 
     def discover(self) -> Sequence[Found]:
         """The runs that it knows of, whoever submitted them."""

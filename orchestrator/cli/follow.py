@@ -79,14 +79,19 @@ def _follow(run: Run, screen: _Screen, step: int | None) -> dict[str, Any]:
         run.clock.sleep(POLL_S)
 
 
-def leave_controller(run: Run) -> None:
-    """See to it that somebody looks after a run that was just submitted; say who, if not plain."""
+def leave_controller(run: Run) -> bool:
+    """See to it that somebody looks after a run that was just submitted; say who, if not plain.
+
+    False if nobody does yet.
+    """
     try:
         said = loop.leave_controller(run, loop.PATIENCE_S)
+        attended = loop.is_attended(run)
     except QvlError as fault:
-        said = f"no controller could be started: {fault}"
+        said, attended = f"no controller could be started: {fault}", False
     if said:
         note(said)
+    return attended
 
 
 def _ensure_controller(run: Run) -> None:

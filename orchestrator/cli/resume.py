@@ -81,10 +81,14 @@ def command(
         reset_batch_plan=reset_batch_plan,
         job=_changed_job(job, overrides, site),
     )
-    try:
-        _announce(chosen.run_id, number, as_json)
-    finally:
-        leave_controller(chosen)
+    if as_json:
+        attended = leave_controller(chosen)
+        out_json({"run_id": chosen.run_id, "submission": number, "attended": attended})
+    else:
+        try:
+            _announce(chosen.run_id, number)
+        finally:
+            leave_controller(chosen)
     return follow_to_end(chosen) if wait else 0
 
 
@@ -98,9 +102,6 @@ def _changed_job(
     return read_job(path, overrides, site)[0]
 
 
-def _announce(run_id: str, number: int, as_json: bool) -> None:
-    if as_json:
-        out_json({"run_id": run_id, "submission": number})
-        return
+def _announce(run_id: str, number: int) -> None:
     out(f"{run_id} goes on (submission {number})")
     out(f"  progress  qvl-orchestrate status {run_id}")

@@ -72,10 +72,14 @@ def command(
     from orchestrator.controller.submit import submit
 
     run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    try:
-        _announce(run, as_json)
-    finally:
-        leave_controller(run)
+    if as_json:
+        attended = leave_controller(run)
+        out_json({"run_id": run.run_id, "run_dir": run.storage.uri, "attended": attended})
+    else:
+        try:
+            _announce(run)
+        finally:
+            leave_controller(run)
     return follow_to_end(run) if wait else 0
 
 
@@ -130,16 +134,13 @@ def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> N
     note("nothing was submitted (the run id of a real submission will differ)")
 
 
-def _announce(run: Run, as_json: bool) -> None:
-    if as_json:
-        out_json({"run_id": run.run_id, "run_dir": run.storage.uri})
-    else:
-        out(f"submitted {run.run_id}")
-        words = (run.registry.find(run.run_id).row or {}).get("message")
-        if words:
-            out(f"  waits          {words}")
-        out(f"  run directory  {run.storage.uri}")
-        out(f"  progress       qvl-orchestrate status {run.run_id}")
-        out(f"  output         qvl-orchestrate logs -f {run.run_id}")
-        out(f"  stop for good  qvl-orchestrate cancel {run.run_id}")
+def _announce(run: Run) -> None:
+    out(f"submitted {run.run_id}")
+    words = (run.registry.find(run.run_id).row or {}).get("message")
+    if words:
+        out(f"  waits          {words}")
+    out(f"  run directory  {run.storage.uri}")
+    out(f"  progress       qvl-orchestrate status {run.run_id}")
+    out(f"  output         qvl-orchestrate logs -f {run.run_id}")
+    out(f"  stop for good  qvl-orchestrate cancel {run.run_id}")
     sys.stdout.flush()

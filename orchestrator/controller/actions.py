@@ -20,6 +20,7 @@ from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
 from orchestrator.controller.submit import (
     collect_secrets,
+    controller_first,
     start_submission,
     with_template,
     write_secrets,
@@ -112,6 +113,7 @@ def resume(
     spec = _with_secrets(run, spec, job or run.job(spec.resolved))
     if job is not None:
         attempts.write_job(run.storage, job, spec.resolved)
+    controller_first(run, job or run.job(spec.resolved), spec)
     _reopen(run)
     run.event(
         "resume_requested",

@@ -216,7 +216,7 @@ def leave_controller(run: Run, wait_s: float = 0.0) -> str:
     if not isinstance(run.backend, RemembersRuns):
         detach(run.registry, run.run_id)
         return ""
-    kind = run.job().kubernetes.get("controller") or "process"
+    kind = _chosen(run)
     if _attended(run, wait_s if kind == "deployment" else 0.0):
         return ""
     if kind == "process":
@@ -230,6 +230,16 @@ def leave_controller(run: Run, wait_s: float = 0.0) -> str:
     if kind == "deployment":
         cure = "is the Deployment of k8s/controller.yaml there? `kubectl get deployments`"
     return f"no controller looks after the run, and none was started: {cure}"
+
+
+def _chosen(run: Run) -> str:
+    return str(run.job().kubernetes.get("controller") or "process")
+
+
+def is_attended(run: Run) -> bool:
+    """False if the run waits for a controller of its site. Asked after `leave_controller`."""
+    elsewhere = isinstance(run.backend, RemembersRuns) and _chosen(run) in ("deployment", "none")
+    return not elsewhere or _attended(run, 0.0)
 
 
 def _attended(run: Run, wait_s: float) -> bool:

@@ -28,7 +28,7 @@ from orchestrator.domain.decide import (
     decide,
 )
 from orchestrator.domain.states import FINAL, State, state_of
-from orchestrator.errors import Full, InternalError, UserError
+from orchestrator.errors import Full, UserError
 from orchestrator.registry import faults
 from orchestrator.storage import attempts
 from orchestrator.storage.protocol import NotFound
@@ -171,7 +171,8 @@ def _submit_next(run: Run, seen: Seen, decision: Requeue) -> None:
     """Create the next submission (or take up one that never reached the backend)."""
     newest = seen.newest
     if newest is None:
-        raise InternalError(f"run {run.run_id} has no submission to follow")
+        # Its controller is there before its first submission, which is on its way.
+        return
     if seen.facts.backend == "absent":
         hand_over(run, newest)
         return

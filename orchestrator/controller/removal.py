@@ -15,6 +15,7 @@ from orchestrator.backends.base import JobRef, RemembersRuns
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
+from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller import rows
 from orchestrator.controller.observe import observation
 from orchestrator.controller.reconcile import secrets_path
@@ -57,7 +58,7 @@ def at_work(run: Run) -> UserError:
 
 
 @contextmanager
-def withdrawn_on_failure(run: Run) -> Iterator[None]:
+def withdrawn_on_failure(run: Run, job: ResolvedJob) -> Iterator[None]:
     """What is submitted here leaves nothing behind if that fails: no directory and no entry.
 
     A job that was handed over all the same finds no submission to start, and ends (79).
@@ -67,6 +68,9 @@ def withdrawn_on_failure(run: Run) -> Iterator[None]:
     except (QvlError, OSError, KeyboardInterrupt):
         with suppress(QvlError, OSError):
             remove_directory(run.storage)
+        with suppress(QvlError):
+            if isinstance(run.backend, RemembersRuns):
+                run.backend.forget_run(run.run_id, f"{job.kubernetes.get('namespace') or ''}/")
         with suppress(QvlError, OSError):
             _forget(run, None)
         raise

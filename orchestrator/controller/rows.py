@@ -42,6 +42,7 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "save_seconds": None,
         "step_seconds": None,
         "startup": None,
+        "attended": None,
         "grace_s": None,
         "template": None,
     }
@@ -176,6 +177,7 @@ def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         "lost_steps",
         "eta_s",
         "next",
+        "attended",
     )
     return {**{name: row.get(name) for name in fields}, "last_checkpoint": checkpoint}
 

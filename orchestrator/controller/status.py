@@ -293,8 +293,10 @@ def _attended(run: Run, row: dict[str, Any], record: LeaseRecord | None) -> dict
     record: the newest of its lease
     """
     settled = row["state"] in FINAL or row["state"] == State.HELD
-    if settled or lease.is_live(record, run.clock.now()):
+    if settled:
         return row
+    if lease.is_live(record, run.clock.now()):
+        return {**row, "attended": True}
     left = record.renewed_at if record and record.renewed_at else iso(run.entry.created_at)
     since = f"no controller since {left[11:16]} UTC"
-    return {**row, "next": f"{since}: qvl-orchestrate controller once"}
+    return {**row, "attended": False, "next": f"{since}: qvl-orchestrate controller once"}

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.backends.base import Submission, load_backend
+from orchestrator.backends.base import RemembersRuns, Submission, load_backend
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.env import TRAINER_MODULE
@@ -24,7 +24,7 @@ from orchestrator.controller import rows, trust
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
 from orchestrator.controller.removal import withdrawn_on_failure
 from orchestrator.controller.run import Run
-from orchestrator.errors import Full, StorageError, UserError
+from orchestrator.errors import Full, StorageError, Unreachable, UserError
 from orchestrator.registry import faults
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage import attempts
@@ -132,13 +132,14 @@ def submit(
         gpus=job.resources.world_size,
     )
     run = Run(entry, registry, storage, backend, clock)
-    with withdrawn_on_failure(run):
+    with withdrawn_on_failure(run, job):
         storage.put(layout.JOB, job_text.encode())
         attempts.write_job(storage, job)
         if values:
             write_secrets(registry.state_dir, run_id, values)
         registry.add(entry)
         trust.believe(run)
+        controller_first(run, job, spec)
         start_submission(run, spec, start, reason="submit")
     return run
 
@@ -156,6 +157,20 @@ def with_template(job: ResolvedJob) -> ResolvedJob:
     if job.backend == "slurm":
         return replace(job, slurm=with_frozen(kind, name, job.slurm))
     return replace(job, kubernetes=with_frozen(kind, name, job.kubernetes))
+
+
+def controller_first(run: Run, job: ResolvedJob, spec: TrainSpec) -> None:
+    """Start the run's controller where it is a Job of its own: a run that nobody looks after
+    would end with its first attempt. Unreachable if it cannot be started.
+    """
+    if isinstance(run.backend, RemembersRuns) and job.kubernetes.get("controller") == "job":
+        try:
+            run.backend.start_controller(job, spec)
+        except Unreachable as fault:
+            raise Unreachable(
+                f"no controller could be started, so nothing was submitted: {fault.message}",
+                hint=fault.hint,
+            ) from None
 
 
 def start_submission(

@@ -92,6 +92,7 @@ class KubernetesBackend:
         from orchestrator.templates.render import render
 
         template = find_for("k8s", TEMPLATE, job.kubernetes)
+        names.check(spec)
         rendered = render(template, values.template_values(job, spec))
         manifest.parse(rendered.text, spec)
         return Submission(
@@ -232,27 +233,34 @@ class KubernetesBackend:
     def forget_secrets(self, run_id: str, backend_id: str) -> None:
         """Remove the run's Secret."""
         namespace, _ = names.split_id(backend_id)
-        name = values.secret_name(run_id)
+        name = names.secret_name(run_id)
         self._said(lambda: self._api.delete("secrets", namespace, name), "the Secret stays")
 
     def forget_run(self, run_id: str, backend_id: str) -> None:
         """Remove the run's ConfigMap, and with it everything that it owns."""
-        namespace, _ = names.split_id(backend_id)
+        namespace = names.split_id(backend_id)[0] or self._api.namespace
         self._said(
             lambda: self._api.delete("configmaps", namespace, run_id), "the run's ConfigMap stays"
         )
 
     def start_controller(self, job: ResolvedJob, spec: TrainSpec) -> str:
-        """A Job that is the run's controller; one that is there and not over is left alone."""
+        """A Job that is the run's controller; one that is there and not over is left alone.
+
+        Unreachable if the cluster does not take it.
+        """
         from orchestrator.backends.kubernetes import controllers
 
         body = controllers.render_job(job, spec)
         namespace = body["metadata"].setdefault("namespace", self._api.namespace)
         try:
             owner = self._anchor(spec, namespace)
+            # Its pod reads the storage's credentials from there.
+            wanted = _read_secrets(spec.secrets_file) is not None
+            self._secret(spec, namespace, owner, wanted=wanted)
             return controllers.start(self._api, namespace, body, owner)
         except Refused as fault:
-            raise _refusal(fault) from None
+            refused = _refusal(fault)
+            raise Unreachable(refused.message, hint=refused.hint) from None
 
     def discover(self) -> Sequence[Found]:
         """Runs of this namespace, whoever submitted them."""
@@ -285,7 +293,7 @@ class KubernetesBackend:
         """Secret values as the submitter has them; later controllers find them in the cluster."""
         if not wanted:
             return
-        name = values.secret_name(spec.run_id)
+        name = names.secret_name(spec.run_id)
         stored = _read_secrets(spec.secrets_file)
         if stored is None:
             if self._api.get("secrets", namespace, name) is None:
@@ -364,7 +372,7 @@ class KubernetesBackend:
 
 def _needs_secret(job: manifest.Manifest, run_id: str) -> bool:
     container = job["spec"]["template"]["spec"]["containers"][0]
-    wanted = values.secret_name(run_id)
+    wanted = names.secret_name(run_id)
     sources = (item.get("secretRef") or {} for item in container.get("envFrom") or ())
     return any(source.get("name") == wanted for source in sources)
 

@@ -59,7 +59,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> dict[str, object]:
     env_from = values.references(settings)
     if job.secrets:
         # Gone when the run is over, at which a controller may still look.
-        name = values.secret_name(spec.run_id)
+        name = names.secret_name(spec.run_id)
         env_from.append({"secretRef": {"name": name, "optional": True}})
     python = job.python or values.PYTHON
     pulls = [{"name": name} for name in settings.image_pull_secrets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.contract.spec import TrainSpec
+from orchestrator.errors import UserError
 
 PREFIX = "qvl-orchestrate"
 MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -25,9 +26,32 @@ SELECTOR = f"{MANAGED_BY}={PREFIX}"
 """Finds everything of ours."""
 
 
+LONGEST = 63
+"""Letters of a DNS label, as names of Jobs and values of labels are."""
+
+
 def controller_name(run_id: str) -> str:
-    """The name of the Job that is a run's controller; as an attempt's it would have number 0."""
-    return f"{run_id}-controller"
+    """The name of the Job that is a run's controller; as an attempt's it would have number 0.
+
+    Cut short where the run's name is as long as it may be.
+    """
+    return f"{run_id}-controller"[:LONGEST]
+
+
+def secret_name(run_id: str) -> str:
+    """The name of the run's Secret."""
+    return f"{run_id}-env"
+
+
+def check(spec: TrainSpec) -> None:
+    """UserError if a name that is derived from the run's is too long for a cluster."""
+    pods = f"{spec.key}-{spec.nodes - 1}"
+    for name in (pods, controller_name(spec.run_id), secret_name(spec.run_id)):
+        if len(name) > LONGEST:
+            raise UserError(
+                f"{name} has {len(name)} letters, and Kubernetes takes {LONGEST}",
+                hint="give the job a shorter name",
+            )
 
 
 def labels(spec: TrainSpec) -> dict[str, str]:

@@ -92,11 +92,6 @@ def grace_s(job: ResolvedJob) -> int:
     return math.ceil(job.preemption.grace_s)
 
 
-def secret_name(run_id: str) -> str:
-    """The Secret with the values that the job names under `secrets:`."""
-    return f"{run_id}-env"
-
-
 def pod_fields(settings: KubernetesSettings) -> list[tuple[str, Any]]:
     """Fields of the pod that stand there only where they were set."""
     pairs = (
@@ -169,7 +164,7 @@ def _env_from(
 ) -> list[dict[str, Any]]:
     found = references(settings)
     if job.secrets:
-        found.append({"secretRef": {"name": secret_name(spec.run_id)}})
+        found.append({"secretRef": {"name": names.secret_name(spec.run_id)}})
     return found
 
 

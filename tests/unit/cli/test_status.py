@@ -46,6 +46,7 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
         "eta_s": None,
         "next": f"qvl-orchestrate resume {RUN} --allow-change lora.r",
         "fault": None,
+        "attended": None,
     }
 
 
