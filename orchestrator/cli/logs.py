@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.common import get_run, json_option, note, out, out_json
-from orchestrator.errors import UsageError
+from orchestrator.errors import QvlError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.contract.records import ClaimRecord
@@ -72,7 +72,33 @@ def command(
     if not shown and rank is None:
         note("no rank has printed anything; what the agent says:")
         _print(_last(source.agent_lines(), lines), several=False, as_json=as_json)
+    elif shown and attempt is None and rank is None:
+        for line in _unclaimed(chosen):
+            note(line.text)
     return 0
+
+
+def _unclaimed(run: Run) -> list[Line]:
+    """What is known of starts since the newest attempt that claimed none: why their agents left."""
+    from orchestrator.contract import layout
+    from orchestrator.controller.observe import observe
+    from orchestrator.storage.attempts import read_claims
+    from orchestrator.storage.segments import read_segments
+
+    claimed = max((c.submission for c in read_claims(run.storage)), default=0)
+    found = []
+    for _, event in read_segments(run.storage, layout.run_events("controller")):
+        data = event.get("data") or {}
+        ended = int(data.get("submission") or 0) - 1
+        if event["kind"] == "requeued" and ended > claimed and data.get("detail"):
+            text = f"submission {ended} claimed no attempt: {data['detail']}"
+            found.append(Line(None, None, event["time"], text))
+    with suppress(QvlError):
+        facts = observe(run).facts
+        if facts.backend == "gone" and not facts.claimed and facts.words:
+            text = f"submission {facts.newest_submission} claimed no attempt: {facts.words}"
+            found.append(Line(None, None, None, text))
+    return found
 
 
 class Tail:
@@ -169,6 +195,8 @@ class _Source:
         if wanted in files:
             for line in files[wanted].read_bytes().splitlines():
                 yield Line(self._attempt, None, None, line.decode(errors="replace"))
+        elif self._attempt is None:
+            yield from _unclaimed(self._run)
 
     def _claims(self) -> list[ClaimRecord]:
         from orchestrator.storage.attempts import read_claims

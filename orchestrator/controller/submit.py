@@ -177,7 +177,9 @@ def start_submission(
     run: Run, spec: TrainSpec, start: StartFrom, *, reason: str, reset_batch_plan: bool = False
 ) -> SubmissionRecord:
     """Create `submissions/<m>.json` as spec.submission and hand it over."""
-    prepared = run.backend.prepare(run.job(spec.resolved), spec)
+    job = run.job(spec.resolved)
+    prepared = run.backend.prepare(job, spec)
+    _check_reach(run, job)
     record = SubmissionRecord(
         number=spec.submission,
         key="",
@@ -214,6 +216,15 @@ def start_submission(
         writer="cli",
     )
     return record
+
+
+def _check_reach(run: Run, job: ResolvedJob) -> None:
+    """Refuse what could not even read its run directory (UserError)."""
+    local = run.storage.local_path(layout.RESOLVED)
+    if job.backend == "kubernetes" and local is not None:
+        from orchestrator.backends.kubernetes.ownership import refuse_other_user
+
+        refuse_other_user(job.kubernetes, local.parent, os.getuid())
 
 
 def probe(storage: Storage) -> None:

@@ -71,6 +71,10 @@ _STATUS: dict[str, tuple[Ending, str]] = {
     "Terminated": ("node-fail", "its node was shut down"),
 }
 _REPLACED = 79
+AGENT = "[agent]"
+"""Begins what the agent prints."""
+WORDS = 500
+"""So many letters of its last words are kept."""
 _OOM = "OOMKilled"
 
 
@@ -272,8 +276,17 @@ def _exit(pod: PodView) -> tuple[Ending, str] | None:
         return "preempted", "deleted"
     if pod.phase == "Failed" or pod.exit_code:
         code = "" if pod.exit_code is None else f" with exit code {pod.exit_code}"
-        return "failed", f"ended{code}"
+        words = _last_words(pod)
+        return "failed", f"ended{code}: {words}" if words else f"ended{code}"
     return None
+
+
+def _last_words(pod: PodView) -> str:
+    """What the agent printed last; without a line of its own, whatever came last."""
+    lines = [x.strip() for x in (pod.ended or Said()).message.splitlines() if x.strip()]
+    agents = [x.removeprefix(AGENT).strip() for x in lines if x.startswith(AGENT)]
+    said = [x for x in agents if not x.startswith("hint:")] or lines
+    return said[-1][:WORDS] if said else ""
 
 
 def _pods(count: int) -> str:

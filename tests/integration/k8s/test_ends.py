@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.main import main
 from orchestrator.controller import actions
 from orchestrator.controller.reconcile import hand_over
 from orchestrator.controller.submit import write_secrets
@@ -114,16 +115,42 @@ SIDECAR = """{# qvl-template api=1 #}
 def test_a_container_of_the_site_does_not_keep_what_the_run_has_left(
     bench: KubeBench, calm: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    """After a crash, and after the end: its Job is ended, and only its own ending counts."""
+    """After the end and after crashes: its Job is ended, and only its own ending counts."""
     mine = tmp_path / "mine.yaml.j2"
     mine.write_text(SIDECAR)
-    run = bench.submit(bench.job(kubernetes={"template": str(mine)}), crash_at="7:0")
-    run.hurry()
+    job = bench.job(kubernetes={"template": str(mine)})
+    run = bench.submit(job)
     end = run.drive(seconds=120.0)
-    assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 2), end.row
+    assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 1), end.row
     assert run.outcome() == calm
     nothing_left(bench, run)
     assert run.look().state == "SUCCEEDED", "a Job that we ended is no cancel"
+    crashing = bench.submit(job, crash_at="7:0")
+    crashing.hurry()
+    end = crashing.drive(seconds=200.0)
+    assert (end.state, end.row["reason"]) == ("HELD", "same-error"), end.row
+    nothing_left(bench, crashing)
+
+
+def test_pods_that_cannot_read_their_run_directory(
+    bench: KubeBench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused at submit; where that cannot be seen, the agent's last words are not lost."""
+    job = bench.job(kubernetes={"run_as_user": 10001})
+    with pytest.raises(UserError, match="the pods run as user 10001") as caught:
+        bench.submit(job)
+    assert f"kubernetes.run_as_user: {os.getuid()}" in (caught.value.hint or "")
+    assert bench.registry.runs() == []
+    monkeypatch.setattr(
+        "orchestrator.backends.kubernetes.ownership.refuse_other_user", lambda *_: None
+    )
+    run = bench.submit(job)
+    run.hurry()
+    seen = run.drive(lambda s: "ermission denied" in (s.row["message"] or ""), seconds=200.0)
+    assert seen.row["attempt"] == 0
+    monkeypatch.setenv("QVL_STATE_DIR", str(bench.registry.state_dir))
+    main(["logs", run.run.run_id])
+    assert "ermission denied" in "".join(capsys.readouterr())
 
 
 def test_killed_for_memory(bench: KubeBench) -> None:

@@ -62,6 +62,16 @@ def pending(**more: Any) -> PodView:
             "no such file",
         ),
         (ended(1), "failed", "exit code 1"),
+        (
+            ended(1, ended=Said(message="[rank-0] step\n[agent] /runs/x: Permission denied\n")),
+            "failed",
+            "p: ended with exit code 1: /runs/x: Permission denied",
+        ),
+        (
+            ended(1, ended=Said(message="Traceback\n  x\nImportError: y\n")),
+            "failed",
+            "1: ImportError: y",
+        ),
         (ended(75), "failed", "exit code 75"),
     ],
 )
