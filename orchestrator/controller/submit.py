@@ -177,9 +177,9 @@ def start_submission(
     run: Run, spec: TrainSpec, start: StartFrom, *, reason: str, reset_batch_plan: bool = False
 ) -> SubmissionRecord:
     """Create `submissions/<m>.json` as spec.submission and hand it over."""
-    job = run.job(spec.resolved)
-    prepared = run.backend.prepare(job, spec)
-    _check_reach(run, job)
+    resolved = run.job(spec.resolved)
+    prepared = run.backend.prepare(resolved, spec)
+    _check_reach(run, resolved)
     record = SubmissionRecord(
         number=spec.submission,
         key="",

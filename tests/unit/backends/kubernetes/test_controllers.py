@@ -18,7 +18,8 @@ from orchestrator.clock import FakeClock, SystemClock
 from orchestrator.contract.resolved import Resources
 from orchestrator.controller import loop, status
 from orchestrator.controller.loop import Rounds
-from orchestrator.errors import UserError
+from orchestrator.controller.rows import public_row
+from orchestrator.errors import Unreachable, UserError
 from orchestrator.registry.store import Registry
 from orchestrator.storage import attempts
 from orchestrator.storage.posix import PosixStorage
@@ -69,7 +70,9 @@ def test_status_says_since_when_nobody_looks_after_a_run(run: Driven) -> None:
     run.look()
     clock = FakeClock(SystemClock().now() + 3600)
     entry = run.run.registry.find(run.run.run_id)
-    assert "no controller since " in status.refresh(run.run.registry, clock, entry).row["next"]
+    row = status.refresh(run.run.registry, clock, entry).row
+    assert "no controller since " in row["next"]
+    assert public_row(row, clock.now())["attended"] is False
     rounds = Rounds(run.run.registry, SystemClock())
     reports(rounds)
     here = SystemClock()
@@ -84,7 +87,8 @@ def test_status_says_since_when_nobody_looks_after_a_run(run: Driven) -> None:
 def choose(run: Driven, **settings: Any) -> None:
     """Change the run's `kubernetes:` block."""
     job = run.run.job()
-    attempts.write_job(run.storage, replace(job, kubernetes={**job.kubernetes, **settings}))
+    changed = replace(job, kubernetes={**job.kubernetes, **settings})
+    attempts.write_job(run.storage, changed)
 
 
 @pytest.fixture
@@ -239,6 +243,83 @@ def test_a_submission_stands_though_its_controller_is_refused(
     monkeypatch.setattr(fake, "_create", lambda *_, **__: forbid())
     leave_controller(run.run)
     assert "no controller could be started: the cluster refuses the Job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("letters", [1, 39, 40])
+def test_every_name_that_is_derived_fits(
+    fake: FakeKube, tmp_path: Path, started: list[str], letters: int
+) -> None:
+    """`<run>-controller` of a name of 39 letters once had 64: no controller, and exit code 0."""
+    bench = Bench(tmp_path / "bench")
+    name = "n" * letters
+    spec = {"image": "example.org/qvl:1", "controller": "job"}
+    job = replace(bench.job(), name=name, backend="kubernetes", kubernetes=spec)
+    job = replace(job, resources=Resources(nodes=2, gpus_per_node=1))
+    run = bench.submit(job)
+    mine = [o["metadata"] for kind in ("jobs", "configmaps") for o in fake.all(kind)]
+    kept = [meta["name"] for meta in mine]
+    assert len(kept) == 3
+    assert all(len(text) <= 63 for meta in mine for text in meta["labels"].values())
+    assert all(len(text) <= 63 for text in kept)
+    assert any(text.startswith(f"{run.run.run_id}-contr") for text in kept)
+    assert f"{run.run.run_id}-1" in kept
+
+
+def test_a_name_that_does_not_fit_is_refused_before_anything_is_made(
+    fake: FakeKube, run: Driven
+) -> None:
+    spec = replace(attempts.read_submissions(run.storage)[-1].spec, run_id="n" * 62)
+    before = len(fake.requests)
+    with pytest.raises(UserError, match="letters, and Kubernetes takes 63"):
+        run.run.backend.prepare(run.run.job(), spec)
+    assert len(fake.requests) == before
+
+
+def test_the_controller_is_first_and_without_it_nothing_is_submitted(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path / "bench")
+    spec = {"image": "example.org/qvl:1", "controller": "job"}
+    job = replace(bench.job(), backend="kubernetes", kubernetes=spec)
+    job = replace(job, resources=Resources(nodes=1, gpus_per_node=2))
+    real = fake._create
+
+    def no_controllers(namespace: str, kind: str, body: Any, *, dry_run: bool) -> Any:
+        if kind == "jobs" and body["metadata"]["name"].endswith("-controller"):
+            forbid()
+        return real(namespace, kind, body, dry_run=dry_run)
+
+    monkeypatch.setattr(fake, "_create", no_controllers)
+    with pytest.raises(Unreachable, match="so nothing was submitted: the cluster refuses") as said:
+        bench.submit(job)
+    assert said.value.exit_code == 69
+    assert [fake.all(kind) for kind in ("jobs", "pods", "configmaps", "secrets")] == [[]] * 4
+    assert bench.registry.runs() == []
+    monkeypatch.setattr(fake, "_create", real)
+    run = bench.submit(job)
+    first, _ = (j["metadata"]["name"] for j in fake.all("jobs"))
+    assert first.endswith("-controller")
+    assert run.look().state in ("QUEUED", "STARTING", "RUNNING")
+
+
+def test_a_controller_that_is_there_before_the_first_submission_waits_for_it(run: Driven) -> None:
+    for file in (run.directory / "submissions").iterdir():
+        file.unlink()
+    step = run.look()
+    assert (step.state, step.settled) == ("QUEUED", False)
+
+
+def test_a_run_that_waits_for_the_site_s_controller_says_so(
+    run: Driven, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PATIENCE_S", 0.1)
+    for kind, attended in (("process", True), ("none", False), ("deployment", False)):
+        choose(run, controller=kind)
+        assert leave_controller(run.run) is attended
+    rounds = Rounds(run.run.registry, SystemClock())
+    reports(rounds)
+    assert leave_controller(run.run) is True
+    rounds.close()
 
 
 def forbid() -> None:
