@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.common import json_option, note, out, out_json, registry
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.config.site import SiteConfig
@@ -19,6 +20,7 @@ _HELP = """Say what of this place endangers a run: what, why it matters, and wha
 
 With a job file, what that job needs counts: its partition, grace, time limit and folders.
 Without one, --backend says what is looked at; left out: Slurm where sbatch is on PATH.
+A cluster of Kubernetes cannot be judged yet, and for such a job it says so.
 Nothing is changed, and `python:` is run only of a job file that nobody else could have
 written. --probe submits a Slurm job of about two minutes, which reports from its node
 which signals arrive and when; --preempt-with names a partition whose jobs preempt it.
@@ -65,6 +67,8 @@ def command(
     resolved = _resolved(job, config)
     where = backend or (resolved.backend if resolved else _usual())
     found = list(_look(resolved, job, config, site, where))
+    if probe and where == "kubernetes":
+        raise UsageError("--probe submits a Slurm job", hint="leave it out for a Kubernetes job")
     if probe:
         from orchestrator.doctor.judge_place import LOOKS_LOCAL
         from orchestrator.doctor.judge_probe import SHARED_FOLDER
@@ -105,6 +109,8 @@ def _look(
     from orchestrator.config.sitefile import site_file
     from orchestrator.doctor import look
 
+    if backend == "kubernetes":
+        return [look.no_cluster()]
     known = registry()
     slurm = backend == "slurm"
     found: list[Finding] = []

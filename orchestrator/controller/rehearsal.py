@@ -24,6 +24,7 @@ from pathlib import Path
 
 from orchestrator.contract.codes import ExitCode
 from orchestrator.errors import UserError
+from orchestrator.storage.ownership import foreign_hands
 
 LIMIT_S = 30.0
 """Longest time of one story."""
@@ -92,23 +93,17 @@ class Script:
 
 
 def may_run(paths: list[Path]) -> None:
-    """Raises UserError if a file that would be run, or that shapes it, could be another's work:
-    not the user's or root's, or where everybody may write.
-    """
-    for path in paths:
-        if not all(map(_is_trusted, (path, path.resolve(), path.resolve().parent))):
+    """Raises UserError if a file that would be run, or that shapes it, could be another's work."""
+    for path in map(Path.resolve, paths):
+        why = foreign_hands(path)
+        # In a folder as /tmp, nobody replaces a file of others.
+        if why is None and not path.parent.stat().st_mode & stat.S_ISVTX:
+            why = foreign_hands(path.parent)
+        if why is not None:
             raise UserError(
-                f"{path} belongs to somebody else, or may be written by everybody: it is not run",
+                f"{path} is not run: {why}",
                 hint="run a copy of your own that you have read; without --run nothing is executed",
             )
-
-
-def _is_trusted(path: Path) -> bool:
-    found = path.lstat()
-    # In a folder as /tmp, nobody replaces a file of others.
-    open_to_all = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
-    mine = found.st_uid in (0, os.geteuid())
-    return mine and (stat.S_ISLNK(found.st_mode) or not open_to_all)
 
 
 def rehearse(script: Script) -> Iterator[Act]:

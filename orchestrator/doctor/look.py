@@ -78,6 +78,17 @@ def look_slurm(wants: Wants) -> tuple[Finding, ...]:
     return judge_slurm.judge(config.out, partitions.out, wants)
 
 
+def no_cluster() -> Finding:
+    """Of a Kubernetes job: this machine's GPUs, Python and folders say nothing about its pods."""
+    return Finding(
+        "warning",
+        "Kubernetes",
+        "a cluster cannot be judged yet, and nothing was looked at",
+        "its nodes, their GPUs and their grace decide, not this machine",
+        "`qvl-orchestrate submit job.yaml --dry-run` shows its manifest; docs/kubernetes.md",
+    )
+
+
 def look_folder(
     path: Path, purpose: str, *, must_be_shared: bool, need_bytes: int | None = None
 ) -> tuple[Finding, ...]:

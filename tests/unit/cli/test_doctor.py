@@ -131,3 +131,17 @@ def test_the_probe_says_why_slurm_refuses_it(shell: Shell, scontrol: Path) -> No
 
 def test_help_has_an_example(shell: Shell) -> None:
     assert "Examples:" in shell("doctor", "--help")
+
+
+def test_a_kubernetes_job_is_not_judged_by_this_machine(desk: Desk, scontrol: Path) -> None:
+    text = desk.job.read_text().replace("backend: local", "backend: kubernetes")
+    desk.job.write_text(text + "kubernetes: {image: example.org/qvl:1}\n")
+    found = desk.json("doctor", str(desk.job))
+    (one,) = found["findings"]
+    assert (one["level"], one["subject"]) == ("warning", "Kubernetes")
+    assert "cannot be judged yet" in one["what"]
+    said = desk("doctor", str(desk.job))
+    assert "0 danger" not in said
+    assert "good" not in said
+    desk("doctor", str(desk.job), "--probe", code=2)
+    assert "--probe submits a Slurm job" in desk.err

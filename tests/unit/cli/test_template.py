@@ -157,7 +157,7 @@ def test_check_can_run_it(shell: Shell, site: Path) -> None:
     assert "a notice: survived, waited for the agents, asked for the requeue, ended with 75" in said
     put(site, EXTENDS).chmod(0o666)
     shell("template", "check", "--run", code=78)
-    assert "it is not run" in shell.err
+    assert "is not run: everybody can write to" in shell.err
 
 
 # --- what a run records
