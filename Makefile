@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-families soak soak-debian13 check lint types layers format wheel bench gpu-check clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-rates test-families soak soak-debian13 check lint types layers format wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -39,13 +39,13 @@ demo: setup ## preempt a real training three times, compare it with an undisturb
 
 test: test-fast test-local test-training ## what needs no service; test-all is everything
 
-test-all: test test-faults test-s3 test-slurm test-k8s test-families ## every suite, about an hour
+test-all: test test-rates test-faults test-s3 test-slurm test-k8s test-families ## every suite, about an hour
 
 test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
 	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3"
 
 test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 300 s)
-	@$(BUDGET) 300 $(PYTEST) tests/integration -n 2 -m "not training and not families and not soak and not s3 and not slurm and not k8s"
+	@$(BUDGET) 300 $(PYTEST) tests/integration -n 2 -m "not training and not families and not rates and not soak and not s3 and not slurm and not k8s"
 
 # strace hinders and kills the writers; without it those tests are skipped.
 STRACE := command -v strace >/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -qq strace >/dev/null
@@ -72,6 +72,9 @@ test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 
 
 test-debian12: setup ## saved, loaded and resumed by Debian 12's own Python, 3.11.2 (budget 240 s)
 	@tools/debian12_python.sh $(BUDGET) 240 $(PYTEST) tests/integration/training/test_other_python.py
+
+test-rates: setup ## every optimizer and schedule: trained, preempted, resumed, equal (budget 360 s)
+	@$(BUDGET) 360 $(PYTEST) tests/integration/training -m rates
 
 test-families: setup $(VENV)/torchvision ## every family, data checks, a learned task (budget 600 s)
 	@QVL_TORCHVISION=$(CURDIR)/$(VENV)/torchvision $(BUDGET) 600 $(PYTEST) tests -m families --timeout 1500

@@ -78,7 +78,7 @@ def load_engine(
 
     schedule_may_differ: the user allowed a change that may bend the learning rate's curve
     """
-    rates = list(trainer.lr_scheduler.base_lrs)
+    rates = list(getattr(trainer.lr_scheduler, "base_lrs", ()))
     with only_named(directory, manifest) as named, _readable("the checkpoint"):
         names = engine.load(trainer.deepspeed, named)
         trainer._load_optimizer_and_scheduler(named)
@@ -126,7 +126,7 @@ def _readable(what: str) -> Iterator[None]:
         words = f"the type {named[1]}" if named else "what is no pickle of plain types"
         raise ContractRefused(
             f"{what} holds {words}, which is never loaded",
-            hint="resume from an older checkpoint: qvl-orchestrate resume RUN --from REF",
+            hint="`qvl-orchestrate status` names an older checkpoint to go on from",
         ) from fault
 
 

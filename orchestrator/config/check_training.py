@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config import check_rates
 from orchestrator.config.argtable import TARGET_PRESETS
 from orchestrator.config.faults import Fault
 from orchestrator.config.reserved import BASE_CHANGING_INITS
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The two spellings; the second is the older one."""
 
-_UNUSABLE_OPTIMIZERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"paged_"), "its pages cannot be saved within the grace"),
-    (re.compile(r".*_layerwise|lomo|adalomo"), "it steps inside the backward pass"),
-    (re.compile(r".*_(xla|npu_fused)"), "it needs another kind of device"),
-)
-
 
 def faults(job: JobSpec) -> tuple[Fault, ...]:
     """Every contradiction among these blocks of a job."""
@@ -32,8 +27,7 @@ def faults(job: JobSpec) -> tuple[Fault, ...]:
         *_lora(job.lora),
         *_length(job),
         *_precision(job),
-        *_warmup(job.training),
-        *_optimizer(job.training),
+        *check_rates.faults(job.training),
         *_checkpointing(job.training),
         *_reporting(job.training),
         *_workers(job.training),
@@ -158,25 +152,6 @@ def _precision(job: JobSpec) -> Iterator[Fault]:
         )
 
 
-def _warmup(training: Mapping[str, Any]) -> Iterator[Fault]:
-    if training.get("warmup_steps") and training.get("lr_scheduler_type") == "constant":
-        yield _training(
-            "warmup_steps",
-            "a constant schedule has no warm-up",
-            "use lr_scheduler_type: constant_with_warmup",
-        )
-
-
-def _optimizer(training: Mapping[str, Any]) -> Iterator[Fault]:
-    optim = training.get("optim")
-    for pattern, why in _UNUSABLE_OPTIMIZERS:
-        if isinstance(optim, str) and pattern.match(optim):
-            plain = optim.removeprefix("paged_")
-            use = plain if plain != optim and plain.endswith("8bit") else "adamw_torch"
-            yield _training("optim", f"{optim} cannot be used: {why}", f"use {use}")
-            return
-
-
 def _checkpointing(training: Mapping[str, Any]) -> Iterator[Fault]:
     new, old = CHECKPOINTING
     for suffix in ("", "_kwargs"):
@@ -228,9 +203,12 @@ def _evaluation(job: JobSpec) -> Iterator[Fault]:
     if job.data.eval is None:
         for name in asked:
             yield _training(name, "there is no evaluation data", "set data.eval, or remove it")
-        if training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
+        if training.get("lr_scheduler_type") in check_rates.BY_METRIC:
             yield _training("lr_scheduler_type", "needs evaluation", "set data.eval")
         return
+    if strategy == "no" and training.get("lr_scheduler_type") in check_rates.BY_METRIC:
+        hint = "set training.eval_strategy to steps or epoch"
+        yield _training("lr_scheduler_type", "needs evaluation", hint)
     if strategy is None:
         yield Fault(
             ("data", "eval"),

@@ -1,8 +1,9 @@
 """`python -m tests.harness.matrix FOLDER`: many small trainings, each undisturbed and preempted.
 
-Reads JSON lines from stdin: {"id", "stage", "training", "evaluate"}; for each prints one with
-"id", "fault" (empty if the preempted run equals the undisturbed one) and "seconds". The training
-stack is imported once: ranks are forks of this process.
+Reads JSON lines from stdin: {"id", "stage", "training", "evaluate", "ranks"} and, where it is not
+the usual one, {"deepspeed"}. For each prints one with "id", "fault" (empty if the preempted run
+equals the undisturbed one), the undisturbed run's "rates" and the "seconds" it took. The training
+stack is imported once: ranks are forks of this.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import trainer.build  # noqa: F401 - what a rank would import
-from orchestrator.contract import layout
+from orchestrator.storage import checkpoints
 from tests.harness import jobs
 from tests.harness.probe import ProbedWork
-from tests.harness.ranks import Attempt, Run
+from tests.harness.ranks import Run
+from tests.harness.training import listed_otherwise
 from trainer.rank import run
 
 STEPS, STOP_AT = 4, 2
@@ -70,72 +72,68 @@ class ForkedRun(Run):
         return Fork(variables, log)
 
 
-def course(folder: Path, job: Any, notices: list[Case]) -> tuple[ForkedRun, list[Attempt]]:
+def course(folder: Path, job: Any, notices: list[Case]) -> ForkedRun:
     """A run that gets one notice an attempt, and is finished then."""
-    made, attempts = ForkedRun(folder, job, ""), []
+    made = ForkedRun(folder, job, "")
     for spots in [*([notice] for notice in notices), []]:
         attempt = made.start(extra_env={"QVL_PROBE": json.dumps(spots)})
-        attempts.append(attempt)
         codes = attempt.wait()
         if set(codes) != {75 if spots else 0}:
             words = [m["message"] for m in attempt.endings()]
             raise AssertionError(f"attempt {attempt.number} ended with {codes}: {words}")
-    return made, attempts
+    return made
 
 
 def state(found: ForkedRun) -> dict[str, Any]:
-    """All that must be equal."""
-    manifest = checkpoints_manifest(found)
+    """All that must be equal; files by their hashes."""
+    directory = found.commits()[-1].directory
+    manifest = checkpoints.read_manifest(found.storage, directory, None)
     return {
-        "curve": [
-            (r.step, r.loss_hex, r.learning_rate, r.grad_norm, r.samples, r.micro_losses)
-            for r in found.curve()
-        ],
-        "rates": [r.learning_rate for r in found.curve()],
+        "curve": [replace(row, attempt=0, time="") for row in found.curve()],
         "optimizer": manifest.rank_digests,
         "adapter": manifest.adapter_digest,
-        "random": manifest.rng_digests,
-        "files": {f.path: f.hash for f in manifest.files if not f.path.startswith(layout.PARTS)},
+        "random states": manifest.rng_digests,
+        **{f.path: f.hash for f in manifest.files if not listed_otherwise(f.path)},
     }
 
 
-def checkpoints_manifest(found: ForkedRun) -> Any:
-    from orchestrator.storage import checkpoints
-
-    return checkpoints.read_manifest(found.storage, found.commits()[-1].directory, None)
-
-
-def compare(folder: Path, data: Path, case: Case) -> str:
-    """What is wrong with this case, if anything."""
+def compare(folder: Path, data: Path, case: Case) -> dict[str, Any]:
+    """What is wrong with this case, if anything; and the rates of the undisturbed run."""
     job = jobs.job(
         data,
-        ranks=case.get("ranks", 2),
+        ranks=case["ranks"],
         accumulation=2,
         every_steps=None,
         evaluate=case["evaluate"],
-        max_steps=STEPS,
-        warmup_steps=1,
-        **case["training"],
+        **{"max_steps": STEPS, "warmup_steps": 1, **case["training"]},
     )
-    config = {**job.deepspeed, "zero_optimization": {"stage": case["stage"]}}
+    config = {
+        **job.deepspeed,
+        "zero_optimization": {"stage": case["stage"]},
+        **case.get("deepspeed", {}),
+    }
     job = replace(job, deepspeed=config, zero_stage=case["stage"])
     try:
-        straight, _ = course(folder / "straight", job, [])
-        preempted, _ = course(folder / "preempted", job, [NOTICE])
+        straight = course(folder / "straight", job, [])
+        preempted = course(folder / "preempted", job, [NOTICE])
     except AssertionError as fault:
-        return str(fault)
+        return {"fault": str(fault), "rates": []}
     ours, theirs = state(preempted), state(straight)
-    ours["files"].pop("trainer_state.json"), theirs["files"].pop("trainer_state.json")
-    return ", ".join(f"{name} differs" for name in theirs if ours[name] != theirs[name])
+    differing = [name for name in theirs if ours[name] != theirs[name]]
+    return {
+        "fault": "".join(f"{name} differs; " for name in differing),
+        "rates": [r.learning_rate for r in straight.curve()],
+    }
 
 
 def main(folder: Path) -> None:
+    """One case after the other."""
     for line in sys.stdin:
         case = json.loads(line)
         started = time.monotonic()
-        fault = compare(folder / case["id"], folder / "data", case)
+        found = compare(folder / case["id"], folder / "data", case)
         seconds = round(time.monotonic() - started, 2)
-        print(json.dumps({"id": case["id"], "fault": fault, "seconds": seconds}), flush=True)
+        print(json.dumps({"id": case["id"], "seconds": seconds, **found}), flush=True)
 
 
 if __name__ == "__main__":

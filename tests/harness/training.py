@@ -193,7 +193,7 @@ class TrainingRun(Driven):
         """All of the last checkpoint: every file's hash, every digest, the Trainer's counters."""
         manifest = self.manifest()
         return {
-            "files": {f.path: f.hash for f in manifest.files if not _listed_otherwise(f.path)},
+            "files": {f.path: f.hash for f in manifest.files if not listed_otherwise(f.path)},
             "optimizer": manifest.rank_digests,
             "random": manifest.rng_digests,
             "adapter": manifest.adapter_digest,
@@ -219,7 +219,7 @@ class TrainingRun(Driven):
         return True
 
 
-def _listed_otherwise(path: str) -> bool:
+def listed_otherwise(path: str) -> bool:
     """Compared by content, or only a list of other files with their hashes."""
     return path == TRAINER_STATE or path.startswith(layout.PARTS)
 
