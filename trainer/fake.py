@@ -6,7 +6,7 @@ reordered sample, or a wrong random state, changes every later loss.
 
 Set by the environment: QVL_FAKE_STEP_S, QVL_FAKE_LOAD_S, QVL_FAKE_SAVE_S, QVL_FAKE_EVAL_S
 (seconds a step, the loading, a save, an evaluation batch takes), QVL_FAKE_SAMPLES, and
-QVL_FAKE_{OOM,CRASH,HANG,SAVEFAIL}_AT ("step:rank", the step being computed or saved).
+QVL_FAKE_{OOM,CRASH,SAVEFAIL}_AT ("step:rank", the step being computed or saved).
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ class _FakeTraining:
                 micro_losses=tuple((sum(m) / _MODULUS).hex() for m in losses),
             )
         )
+        self._rank.beat("step")
         if self._number == 0:
             self._rank.progress(
                 self._step, self._total, loss, learning_rate=rate, step_seconds=seconds("STEP")
@@ -237,6 +238,7 @@ class _FakeTraining:
         self._rank.phase("training")
 
     def _evaluate_batch(self) -> None:
+        self._rank.beat("evaluating")
         time.sleep(seconds("EVAL"))
 
     def _write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
@@ -323,8 +325,6 @@ class _FakeTraining:
             raise MemoryError("out of memory (asked for)")
         if _is_at("CRASH", step, self._number):
             raise RuntimeError("crash (asked for)")
-        while _is_at("HANG", step, self._number):
-            time.sleep(60.0)
 
 
 def _micro_batches(

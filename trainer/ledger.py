@@ -102,11 +102,13 @@ class Ledger:
         intervals, however slow the storage is.
         """
         started = time.monotonic()
+        self._rank.beat("saving")
         while self._learn() is not None:
             self._background.wait(("ended",) if self._group.rank == 0 else ("written",), TURN_S)
             if self._votes.cast().stop:
                 self.stop(step, pending_eval=pending_eval)
         self._stage(step, "interval", pending_eval)
+        self._rank.beat("training")
         self._votes.saved()
         stall = round(time.monotonic() - started, 4)
         self.tell("save_started", step=step, trigger="interval", stall_s=stall)
@@ -117,6 +119,7 @@ class Ledger:
         Raises as Committer.commit what must end the attempt.
         """
         started = time.monotonic()
+        self._rank.beat("saving")
         outcome = self._committer.settled(step)
         if not isinstance(outcome, Committed):
             self.tell("save_started", step=step, trigger=trigger)
@@ -145,6 +148,7 @@ class Ledger:
 
     def finish(self, step: int) -> NoReturn:
         """The last step is done: commit it unless it stands, mark the run done, leave."""
+        self._rank.beat("saving")
         self._settle(step)
         tries = 0
         while (last := self._stands) is None or last.step != step or last.seq is None:

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.contract import wire
 
 QUEUE_LINES = 10_000
-_DROPPABLE = frozenset({"progress", "event", "phase"})
+_DROPPABLE = frozenset({"progress", "event", "phase", "beat"})
 
 
 class Link:

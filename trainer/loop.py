@@ -126,6 +126,16 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self._parts.rank.phase("restore")
         return prepared
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Some schedules ask for the optimizer's defaults, which DeepSpeed's does not pass on."""
+        layers = [self.optimizer if optimizer is None else optimizer]
+        while (inner := getattr(layers[-1], "optimizer", None)) is not None:
+            layers.append(inner)
+        for layer in layers:
+            if not hasattr(layer, "defaults"):
+                layer.defaults = layers[-1].defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         manifest = self._parts.manifest
         if checkpoint is not None and manifest is not None:
@@ -215,14 +225,16 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Replaces the Trainer's: every sample once, a vote at every batch."""
         parts = self._parts
-        metrics = evaluation.run(
-            self, parts.evaluation_loader, parts.group, lambda: self._ledger.vote().stop
-        )
+        metrics = evaluation.run(self, parts.evaluation_loader, parts.group, self._stops_evaluating)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _stops_evaluating(self) -> bool:
+        self._parts.rank.beat("evaluating")
+        return self._ledger.vote().stop
 
     # --- ours ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Standard library and contract only, so that the handlers stand within millisecon
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import math
 import os
@@ -65,7 +66,9 @@ class Rank:
         die_with(self._link.peer_pid())
         self._link.start(self._on_message, lambda: os._exit(CRASH))
         watch_signals(self._on_signal)
-        self._link.send("hello", local_rank=self.local_rank, pid=os.getpid())
+        # The agent asks for the stacks of a rank that hangs: in C, or with the interpreter's lock.
+        faulthandler.register(signal.SIGQUIT, file=2, all_threads=True)
+        self._link.send("hello", local_rank=self.local_rank, pid=os.getpid(), beats=True)
 
     def wait_assignment(self) -> Assignment:
         """Block until the agent says what to train; puts the layout into the environment."""
@@ -84,6 +87,12 @@ class Rank:
         now = time.monotonic()
         self._link.send("phase", phase=name, seconds=round(now - self._phase_start, 4))
         self._phase_start = now
+
+    def beat(self, doing: str) -> None:
+        """Tell the agent's clock that this rank gets on: `step` when one has ended, else with what
+        it is busy (`training`, `evaluating`, `saving`).
+        """
+        self._link.send("beat", doing=doing)
 
     def event(self, kind: str, **data: Any) -> None:
         """Report an event (contract.event.KINDS)."""

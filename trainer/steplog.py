@@ -49,6 +49,7 @@ class StepLog:
         """One micro-batch went forward and backward."""
         self._samples.append(tuple(samples))
         self._losses.append(loss)
+        self._rank.beat("training")
 
     def computed(self) -> list[MicroBatch]:
         """The micro-batches of this window so far. Waits for the device."""
@@ -79,6 +80,7 @@ class StepLog:
                 micro_losses=tuple(float(loss).hex() for loss in self._losses),
             )
         )
+        self._rank.beat("step")
         if self._rank.number == 0:
             self._rank.progress(
                 step, total, mean, learning_rate=learning_rate or 0.0, step_seconds=seconds

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.agent.outcome import RankEnd
 from orchestrator.contract import env as names
 from orchestrator.contract.wire import LineBuffer, Message, encode
 
@@ -73,6 +74,18 @@ class Child:
         except (OSError, OverflowError):
             self.closed = True
         return messages
+
+    def end(self) -> RankEnd:
+        """How it ended, by its own words and its status."""
+        words = self.ending or {}
+        code = words.get("code")
+        return RankEnd(
+            status=self.status,
+            code=code if isinstance(code, int) else None,
+            reason=str(words.get("reason", "")),
+            message=str(words.get("message", "")),
+            at=self.ended_at or 0.0,
+        )
 
     def kill(self) -> None:
         """SIGKILL the process.

@@ -48,10 +48,13 @@ _REASONS = {
 }
 
 
-def node_outcome(ends: Sequence[RankEnd], *, notice: str | None, oom_kills: int = 0) -> NodeOutcome:
+def node_outcome(
+    ends: Sequence[RankEnd], *, notice: str | None, oom_kills: int = 0, hang: str = ""
+) -> NodeOutcome:
     """One code for the node. After a notice, errors of ranks are no crash.
 
     oom_kills: processes of this job that the kernel killed at their memory limit
+    hang: what had stood still, and where, when the ranks were killed for it
 
     A rank's own `ending` message wins over its exit status, which a library may change on
     the way out.
@@ -59,6 +62,8 @@ def node_outcome(ends: Sequence[RankEnd], *, notice: str | None, oom_kills: int 
     codes = [_code(end) for end in ends]
     if notice is not None:
         return _after_notice(ends, codes)
+    if hang:
+        return NodeOutcome(CRASH, "hang", hang)
     for code in _PRECEDENCE:
         if code in codes:
             return _named(code, ends, codes)

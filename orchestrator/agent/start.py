@@ -1,9 +1,11 @@
-"""What an agent is started with, and the word it leaves to the batch script around it."""
+"""What an agent is started with, and the words it leaves to what is around it."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.contract import env as names
@@ -39,3 +41,22 @@ def leave_word(environ: Mapping[str, str], code: int, *, again: bool) -> None:
         os.replace(tmp, path)
     except OSError as fault:
         os.write(2, f"[agent] no word for the batch script: {fault}\n".encode())
+
+
+def read_secrets(path: str | None) -> dict[str, str]:
+    """The secret variables of the run; none, which is said, where they cannot be read."""
+    if path is None:
+        return {}
+    try:
+        values = json.loads(read_regular(path))
+    except (OSError, ValueError):
+        sys.stdout.write(f"[agent] the secrets of this run cannot be read from {path}\n")
+        return {}
+    return {str(k): str(v) for k, v in values.items()}
+
+
+def leave_state(path: Path, state: str, ranks: Sequence[str | None]) -> None:
+    """For the local backend: `queued` or `started`, and the process ids of the ranks."""
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(json.dumps({"state": state, "ranks": list(ranks)}))
+    tmp.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import selectors
@@ -17,14 +16,15 @@ from pathlib import Path
 from orchestrator.agent import child as children
 from orchestrator.agent import devices
 from orchestrator.agent.child import Child
+from orchestrator.agent.hang import Hang
 from orchestrator.agent.identity import process_id
 from orchestrator.agent.memory import oom_kills
-from orchestrator.agent.outcome import RankEnd, node_outcome, verdict_fields
-from orchestrator.agent.start import leave_word
+from orchestrator.agent.outcome import node_outcome, verdict_fields
+from orchestrator.agent.start import leave_state, leave_word, read_secrets
+from orchestrator.agent.watchdog import Watch
 from orchestrator.clock import Clock
 from orchestrator.contract import env as names
 from orchestrator.contract.codes import CRASH, ExitCode, normalize
-from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.contract.wire import Message
 
@@ -35,6 +35,8 @@ VERDICT_S = 15.0
 """How long the helper may take to store the verdict when no deadline is near."""
 OTHERS_RESERVE_S = 3.0
 """Of that, what is kept for telling the verdict after having waited for the other nodes'."""
+UNKILLABLE_S = 20.0
+"""A rank that waits in the kernel outlives even SIGKILL; the attempt ends without it."""
 HELPER_RESTARTS = 3
 PREEMPTED = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
 
@@ -71,6 +73,10 @@ class Supervisor:
         self._first_failure: float | None = None
         self._refusal: Message | None = None
         self._assigned = False
+        self._first_rank = 0
+        self._watch = Watch(spec.hang_s)
+        self._hang: Hang | None = None
+        self._killed_at: float | None = None
         self._verdict: int | None = None
         self._again: bool | None = None
         """Whether the helper wants this job started again at once."""
@@ -96,7 +102,7 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="qvl-", ignore_cleanup_errors=True) as scratch:
             self._start_ranks(lease.gpus, scratch)
             self._say_state("started")
-            while any(r.alive for r in self._ranks):
+            while any(r.alive for r in self._ranks) and not self._unkillable():
                 self._turn(TICK_S)
                 self._enforce()
         return self._settle()
@@ -165,14 +171,14 @@ class Supervisor:
         argv = [self._spec.python, "-m", "orchestrator.helper", self._spec_file]
         if self._assigned:
             argv.append("--rejoin")
-        credentials = _read_secrets(self._spec.secrets_file)
+        credentials = read_secrets(self._spec.secrets_file)
         environ = {**os.environ, **credentials, names.AGENT_TOKEN: self._token}
         self._helper = children.start("helper", argv, environ)
         self._watch_link(self._helper)
 
     def _start_ranks(self, gpus: tuple[int, ...], scratch: str) -> None:
         spec = self._spec
-        extra = {**spec.env, **_read_secrets(spec.secrets_file), names.SCRATCH: scratch}
+        extra = {**spec.env, **read_secrets(spec.secrets_file), names.SCRATCH: scratch}
         for local_rank in range(spec.gpus_per_node):
             environ = children.rank_environment(
                 os.environ,
@@ -226,9 +232,14 @@ class Supervisor:
         self._log_rests[fd] = rest[-65536:]
         for line in lines:
             text = line.decode(errors="replace").rsplit("\r", 1)[-1]
-            self._say(text, prefix=rank.name)
-            if self._helper is not None:
-                self._helper.send("log", {"rank": rank.local_rank, "line": text})
+            if self._hang is not None:
+                self._hang.line(self._ranks.index(rank), text)
+            self._log(self._ranks.index(rank), text)
+
+    def _log(self, local_rank: int, text: str) -> None:
+        self._say(text, prefix=self._ranks[local_rank].name)
+        if self._helper is not None:
+            self._helper.send("log", {"rank": local_rank, "line": text})
 
     def _on_messages(self, child: Child) -> None:
         for message in child.receive():
@@ -242,6 +253,7 @@ class Supervisor:
 
     def _on_rank(self, rank: Child, message: Message) -> None:
         kind = message["t"]
+        self._watch.heard(rank.local_rank or 0, message, self._clock.monotonic())
         if kind == "notice":
             self._on_notice(str(message.get("signal")), self._spec.grace_s, rank.local_rank)
         elif kind == "ending":
@@ -255,6 +267,9 @@ class Supervisor:
         kind = message["t"]
         if kind == "assigned":
             self._assigned = True
+            slot = int(message["assignment"]["slot"])
+            self._first_rank = slot * self._spec.gpus_per_node
+            self._watch.begin(self._clock.monotonic())
             for rank in self._ranks:
                 rank.send("assign", {"assignment": message["assignment"]})
         elif kind == "refused":
@@ -307,8 +322,24 @@ class Supervisor:
             self._kill_ranks()
         if self._first_failure is not None and now >= self._first_failure + SETTLE_S:
             self._kill_ranks()
+        if self._notice is None and self._first_failure is None:
+            self._look_for_a_hang(now)
+
+    def _look_for_a_hang(self, now: float) -> None:
+        words = self._watch.overdue(now)
+        if self._hang is None and words:
+            self._say(words)
+            pids = {n: r.process.pid for n, r in enumerate(self._ranks) if r.alive}
+            self._hang = Hang(words, pids, self._first_rank, self._log, now)
+        if self._hang is not None and self._hang.turn(now):
+            self._kill_ranks()
+
+    def _unkillable(self) -> bool:
+        killed = self._killed_at
+        return killed is not None and self._clock.monotonic() >= killed + UNKILLABLE_S
 
     def _kill_ranks(self) -> None:
+        self._killed_at = self._killed_at or self._clock.monotonic()
         for rank in self._ranks:
             rank.kill()
 
@@ -317,13 +348,18 @@ class Supervisor:
     def _settle(self) -> int:
         """Last words of all ranks, the outcome to the helper, its verdict as our exit code."""
         self._turn(0)
-        ends = [_rank_end(rank) for rank in self._ranks]
+        ends = [rank.end() for rank in self._ranks]
         notice = self._notice
         if self._refusal is not None:
             return self._after_refusal()
         waited = self._clock.monotonic() - notice.seen if notice else None
         reason = notice.reason if notice else None
-        outcome = node_outcome(ends, notice=reason, oom_kills=oom_kills() - self._oom_kills)
+        outcome = node_outcome(
+            ends,
+            notice=reason,
+            oom_kills=oom_kills() - self._oom_kills,
+            hang=self._hang.sentence if self._hang else "",
+        )
         fields = verdict_fields(outcome, ends, notice=reason, notice_to_exit_s=waited)
         if outcome.code == CRASH:
             self._say(f"failed: {outcome.message}")
@@ -367,33 +403,8 @@ class Supervisor:
         if self._state_file is None:
             return
         ranks = [process_id(r.process.pid, ended=True) for r in self._ranks]
-        tmp = self._state_file.with_suffix(".tmp")
-        tmp.write_text(json.dumps({"state": state, "ranks": ranks}))
-        tmp.replace(self._state_file)
+        leave_state(self._state_file, state, ranks)
 
 
 def _noted(_number: int, _frame: object) -> None:
     """The wakeup fd carries the signal; the handler itself has nothing to do."""
-
-
-def _rank_end(rank: Child) -> RankEnd:
-    words = rank.ending or {}
-    code = words.get("code")
-    return RankEnd(
-        status=rank.status,
-        code=code if isinstance(code, int) else None,
-        reason=str(words.get("reason", "")),
-        message=str(words.get("message", "")),
-        at=rank.ended_at or 0.0,
-    )
-
-
-def _read_secrets(path: str | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        values = json.loads(read_regular(path))
-    except (OSError, ValueError):
-        sys.stdout.write(f"[agent] the secrets of this run cannot be read from {path}\n")
-        return {}
-    return {str(k): str(v) for k, v in values.items()}

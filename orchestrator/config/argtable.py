@@ -100,6 +100,15 @@ class Argument:
     choice_patterns: tuple[str, ...] = ()
 
 
+HANG_S = "hang_s"
+_OURS: Mapping[Block, tuple[Argument, ...]] = {
+    "training": (Argument(HANG_S, ("int", "float"), 600.0),),
+    "lora": (),
+    "quantization": (),
+}
+"""Fields beside the library's: `hang_s`, seconds without a step that are taken for a hang."""
+
+
 @cache
 def table(block: Block) -> Mapping[str, Argument]:
     """Every argument of a block by name."""
@@ -112,7 +121,7 @@ def table(block: Block) -> Mapping[str, Argument]:
             tuple(entry.get("choice_patterns", ())),
         )
         for name, entry in _file(block)["fields"].items()
-    }
+    } | {own.name: own for own in _OURS[block]}
 
 
 @cache

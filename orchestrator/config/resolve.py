@@ -84,6 +84,9 @@ def resolve(
         lora=_lora(job),
         data=_data(job, base_dir),
         training=resolved_training(job),
+        hang_s=float(
+            job.training.get(argtable.HANG_S, argtable.default("training", argtable.HANG_S))
+        ),
         deepspeed=config,
         zero_stage=config["zero_optimization"]["stage"],
         resources=_resources(job),
@@ -187,6 +190,7 @@ def resolved_training(job: JobSpec) -> dict[str, Any]:
     logged at each step; bf16 unless the job or its compute type says otherwise.
     """
     given = {name: value for name, value in job.training.items() if value is not None}
+    given.pop(argtable.HANG_S, None)
     if max_steps(given) is None:
         given.pop("max_steps", None)
     training = _filled("training", given)

@@ -112,6 +112,8 @@ class ResolvedJob:
     """Names of environment variables; the values travel apart."""
     python: str | None = None
     """Interpreter of the run; None = the submitter's."""
+    hang_s: float = 600.0
+    """`training.hang_s`: seconds without a step that are taken for a hang; 0 = none are."""
     max_length: int | None = None
     """Tokens of the longest sample; None = the model's limit."""
     slurm: Mapping[str, Any] = field(default_factory=dict)

@@ -41,6 +41,8 @@ class TrainSpec:
     """A peer whose heartbeat stands still for so long is lost."""
     report_s: float = 10.0
     """How often summary.json is renewed while it does nothing but count steps."""
+    hang_s: float = 600.0
+    """Seconds without a step after which the agent ends the attempt as a failure; 0 = never."""
     allow_change: tuple[str, ...] = ()
     """Fields of the resume contract that may differ in this submission."""
     resolved: str = "resolved.json"

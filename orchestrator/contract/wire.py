@@ -1,6 +1,7 @@
 """Messages between agent, helper and ranks: JSON lines over an inherited socket pair.
 
-    rank   -> agent   hello {rank, pid}, phase {phase}, notice {signal}, event {kind, data},
+    rank   -> agent   hello {rank, pid, beats}, phase {phase}, notice {signal},
+                      beat {doing: step, training, evaluating or saving}, event {kind, data},
                       progress {step, total_steps, loss, ...}, ending {code, reason, message}
     agent  -> rank    assign {assignment}, stop {reason, seconds_left}
     helper -> agent   assigned {assignment}, refused {code, reason, message, verdict},

@@ -82,6 +82,7 @@ def make_spec(
         devices_dir=str(registry.state_dir / "devices") if local else None,
         max_parallel_runs=site.max_parallel_runs,
         node_lost_s=site.node_lost_s,
+        hang_s=job.hang_s,
         report_s=site.local_report_s if local else REPORT_S,
     )
 

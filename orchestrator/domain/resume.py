@@ -24,6 +24,7 @@ FREE = (
     "config.training.dataloader_prefetch_factor",
     "config.training.dataloader_pin_memory",
     "config.training.disable_tqdm",
+    "config.hang_s",
     "config.checkpoint.*",
     "config.preemption.*",
     "config.resume_versions",

@@ -14,6 +14,7 @@ QVL_PROBE is a JSON list of spots {"at", "step", "rank"} and, where they matter,
             process `group` of the agent; then wait until the notice has arrived here
   pause     wait for a notice from outside
   sleep     do nothing for `seconds`
+  hang      for ever, in the way `how` of tests.harness.hanging
   memory    use up the address space and ask torch for more
 QVL_PROBE_OUT is a folder for what tests.harness.restored records there.
 """
@@ -31,6 +32,7 @@ from typing import Any
 
 from orchestrator.contract import env
 from orchestrator.contract.spec import Assignment
+from tests.harness import hanging
 from trainer.outcome import Ending
 from trainer.rank import Rank, run
 from trainer.work import TrainingWork
@@ -64,6 +66,8 @@ class Prober:
         do = spot.get("do", "signal")
         if do == "memory":
             exhaust_memory()
+        if do == "hang":
+            hanging.WAYS[spot["how"]]()
         if do == "sleep":
             time.sleep(spot["seconds"])
             return
