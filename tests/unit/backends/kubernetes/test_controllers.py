@@ -252,7 +252,7 @@ def test_every_name_that_is_derived_fits(
     """`<run>-controller` of a name of 39 letters once had 64: no controller, and exit code 0."""
     bench = Bench(tmp_path / "bench")
     name = "n" * letters
-    spec = {"image": "example.org/qvl:1", "controller": "job"}
+    spec = {"run_as_user": os.getuid(), "image": "example.org/qvl:1", "controller": "job"}
     job = replace(bench.job(), name=name, backend="kubernetes", kubernetes=spec)
     job = replace(job, resources=Resources(nodes=2, gpus_per_node=1))
     run = bench.submit(job)
@@ -279,7 +279,7 @@ def test_the_controller_is_first_and_without_it_nothing_is_submitted(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path / "bench")
-    spec = {"image": "example.org/qvl:1", "controller": "job"}
+    spec = {"run_as_user": os.getuid(), "image": "example.org/qvl:1", "controller": "job"}
     job = replace(bench.job(), backend="kubernetes", kubernetes=spec)
     job = replace(job, resources=Resources(nodes=1, gpus_per_node=2))
     real = fake._create
