@@ -120,7 +120,7 @@ def rehearse_template(site: SiteConfig, report: Report) -> Report:
     Runs what the template and the site file say, on this machine: see `rehearsal.may_run`.
     """
     template, acts = report.template, list[Act]()
-    for nodes, gpus in (SHAPES[0], SHAPES[-1]):
+    for nodes, gpus in dict.fromkeys((SHAPES[0], SHAPES[-1])):
         values = sample_values(site, nodes, gpus)
         script = Script(
             text=render(template, values).text,

@@ -28,7 +28,7 @@ EXTENDS = '{% extends "slurm/train.sbatch.j2" %}\n'
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_sbatch", lambda *_: ([], False))
     monkeypatch.setattr(templates, "SHAPES", ((1, 1), (4, 8)))
-    monkeypatch.setattr(rehearsal, "LIMIT_S", 8.0)
+    monkeypatch.setattr(rehearsal, "LIMIT_S", 20.0)
 
 
 def run(site: SiteConfig, template: Path | None = None) -> Report:
@@ -72,7 +72,7 @@ def test_the_examples_do_too(tmp_path: Path, name: str) -> None:
         ("setup", "trap - TERM", "a notice: the notice ended the shell"),
         ("setup", "o=errexit; set -o $o", "a notice: it did not ask for the requeue"),
         ("setup", ". /dev/stdin <<< 'exit 3'", "ended with 3 before it started an agent"),
-        ("launch", "sleep 60 & # srun orchestrator.agent", "started no agent within 8 s"),
+        ("launch", "sleep 60 & # srun orchestrator.agent", "started no agent within 2 s"),
         ("teardown", "qvl_code=0", "a notice: it ended with 0 instead of 75"),
         ("setup", "timeout() { :; }", "a notice: it did not ask for the requeue"),
     ],
@@ -80,7 +80,9 @@ def test_the_examples_do_too(tmp_path: Path, name: str) -> None:
 def test_what_the_static_check_cannot_see(
     tmp_path: Path, block: str, body: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "LIMIT_S", 8.0 if "within" in what else 20.0)
+    monkeypatch.setattr(rehearsal, "LIMIT_S", 2.0 if "within" in what else 20.0)
+    monkeypatch.setattr(rehearsal, "STORIES", STORIES[:1])
+    monkeypatch.setattr(templates, "SHAPES", ((1, 1),))
     said = [str(f) for f in run(SiteConfig(), own(tmp_path, block, body)).findings]
     assert any(what in x for x in said), said
 
