@@ -38,11 +38,11 @@ class SlurmContract:
     """
 
     def submit(
-        self, backend: SlurmBackend, body: str, key: str | None = None
+        self, backend: SlurmBackend, body: str, key: str | None = None, *, name: str = ""
     ) -> tuple[JobRef, str]:
         """A job with this body, and its key."""
         key = key or f"contract-{time.time_ns()}-{next(_numbers)}"
-        text = BATCH.format(name=key, body=body)
+        text = BATCH.format(name=name or key, body=body)
         spec = TrainSpec(
             run_id=key,
             storage="/nowhere",
@@ -80,6 +80,14 @@ class SlurmContract:
         assert self.submit(backend, "sleep 1", key)[0] == job
         self.until(backend, job, lambda o: o.phase == "gone")
         assert self.submit(backend, "sleep 1", key)[0] == job
+
+    def test_a_job_is_known_whatever_its_batch_file_calls_it(self, backend: SlurmBackend) -> None:
+        """A site's template may have a name of its own."""
+        job, key = self.submit(backend, "sleep 1", name="of-the-site")
+        assert backend.observe([job])[job].phase in ("pending", "running")
+        assert self.submit(backend, "sleep 1", key, name="of-the-site")[0] == job
+        backend.cancel(job)
+        assert self.until(backend, job, lambda o: o.phase == "gone").ending == "cancelled"
 
     def test_a_requeue_that_the_job_asks_for_keeps_its_id(self, backend: SlurmBackend) -> None:
         job, _ = self.submit(backend, TASK)

@@ -67,16 +67,16 @@ class SlurmBackend:
         folder = self._jobs / key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            known = self._queue.find(key) or self._start(folder, submission.text)
+            known = self._queue.find(key) or self._start(folder, key, submission.text)
         if submission.number > 1:
             self._clear(submission.spec)
         return JobRef(known, key)
 
-    def _start(self, folder: Path, text: str) -> str:
+    def _start(self, folder: Path, key: str, text: str) -> str:
         from orchestrator.backends.slurm.executor import TemplateExecutor
 
         try:
-            executor = TemplateExecutor(folder, text=text)
+            executor = TemplateExecutor(folder, text=text, name=key)
         except RuntimeError:
             raise UserError(
                 "srun is not on PATH", hint="submit from a login node of the Slurm cluster"

@@ -20,11 +20,15 @@ from orchestrator.errors import Full, Unreachable, UserError
 
 
 class TemplateExecutor(SlurmExecutor):
-    """Submits `text` as it is, with `folder` as the job's working directory."""
+    """Submits `text` as it is, with `folder` as the job's working directory.
 
-    def __init__(self, folder: Path, *, text: str) -> None:
+    `name`: by which the job is known again, whatever the text calls it.
+    """
+
+    def __init__(self, folder: Path, *, text: str, name: str) -> None:
         super().__init__(folder=folder)
         self._text = text
+        self._name = name
 
     def start(self) -> str:
         """Submit; returns Slurm's id of the job.
@@ -54,7 +58,8 @@ class TemplateExecutor(SlurmExecutor):
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         drop = [word for name in commands.option_names(os.environ) for word in ("-u", name)]
         limit = f"{commands.LIMIT_S:.0f}"
-        sbatch = ["sbatch", f"--chdir={self.folder}", str(submission_file_path)]
+        known_by = [f"--chdir={self.folder}", f"--job-name={self._name}"]
+        sbatch = ["sbatch", *known_by, str(submission_file_path)]
         return ["timeout", limit, "env", *drop, *sbatch]
 
 
