@@ -6,7 +6,7 @@ reordered sample, or a wrong random state, changes every later loss.
 
 Set by the environment: QVL_FAKE_STEP_S, QVL_FAKE_LOAD_S, QVL_FAKE_SAVE_S, QVL_FAKE_EVAL_S
 (seconds a step, the loading, a save, an evaluation batch takes), QVL_FAKE_SAMPLES, and
-QVL_FAKE_{OOM,CRASH,SAVEFAIL}_AT ("step:rank", the step being computed or saved).
+QVL_FAKE_{OOM,CRASH,HANG,SAVEFAIL}_AT ("step:rank", the step being computed or saved).
 """
 
 from __future__ import annotations
@@ -325,6 +325,8 @@ class _FakeTraining:
             raise MemoryError("out of memory (asked for)")
         if _is_at("CRASH", step, self._number):
             raise RuntimeError("crash (asked for)")
+        while _is_at("HANG", step, self._number):
+            time.sleep(60.0)
 
 
 def _micro_batches(
