@@ -24,7 +24,7 @@ from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import LocalTier, upload
 from trainer.compact import excess
 from trainer.outcome import BaseChanged
-from trainer.parts import Committed, Failed, Head, describe, part_bytes
+from trainer.parts import Committed, Failed, Head, failed, part_bytes
 
 _APPEND_TRIES = 4
 _APPEND_PAUSE_S = 0.5
@@ -55,30 +55,36 @@ class Assembler:
         parts: Sequence[PartManifest],
         head: Head,
         tier: LocalTier | None = None,
-    ) -> Committed:
+    ) -> Committed | Failed:
         """Write the manifest beside the files and append the commit record.
 
         tier: where the files are, if not in the durable storage
 
-        Raises NotOwner, LogDamaged, BaseChanged, ContractRefused and StorageError.
+        Raises NotOwner, LogDamaged, BaseChanged and ContractRefused.
         """
         base = self._check_base(parts)
         manifest = self._manifest(parts, head, base)
         place = self._storage if tier is None else tier.storage
         node = None if tier is None else tier.node
-        digest = checkpoints.write_manifest(place, directory, manifest)
+        try:
+            digest = checkpoints.write_manifest(place, directory, manifest)
+        except StorageError as fault:
+            return failed(fault)
         token = f"{self._job.attempt}-{head.step}-{digest}"
-        record = self._retry(
-            lambda: checkpoints.commit(
-                self._log,
-                self._job.attempt,
-                manifest,
-                directory,
-                digest,
-                token=token,
-                node=node,
+        try:
+            record = self._retry(
+                lambda: checkpoints.commit(
+                    self._log,
+                    self._job.attempt,
+                    manifest,
+                    directory,
+                    digest,
+                    token=token,
+                    node=node,
+                )
             )
-        )
+        except StorageError as fault:
+            return failed(fault, uncertain=not self._surely_absent(token))
         oversize = excess(manifest.files, head.needed_bytes, len(parts))
         return replace(_committed(record), oversize=oversize)
 
@@ -91,6 +97,15 @@ class Assembler:
                     self._log.make_durable(record)
                     return found
         return None
+
+    def _surely_absent(self, token: str) -> bool:
+        """No record with that token stands, nor will one that is still on its way."""
+        if self._storage.local_path(layout.LOG) is None:
+            return False
+        try:
+            return all(r.token != token for r in self._log.read().records)
+        except StorageError:
+            return False
 
     def make_durable(self, seq: int, tier: LocalTier) -> None:
         """Upload what a commit left in the local tier, unless it is in the storage already."""
@@ -178,11 +193,11 @@ def as_reply(act: Callable[[], Committed | Failed | None]) -> Json:
     except tuple(_RAISED.values()) as fault:
         return {"kind": type(fault).__name__, "message": fault.message, "hint": fault.hint}
     except Exception as fault:  # noqa: BLE001 - others wait for an answer
-        return {"kind": "failed", "message": describe(fault)}
+        outcome = failed(fault, uncertain=True)
     if outcome is None:
         return {"kind": "none"}
     if isinstance(outcome, Failed):
-        return {"kind": "failed", "message": outcome.message}
+        return {"kind": "failed", "failed": to_json(outcome)}
     return {"kind": "committed", "committed": to_json(outcome)}
 
 
@@ -191,7 +206,7 @@ def from_reply(reply: Json) -> Committed | Failed | None:
     if reply["kind"] in _RAISED:
         raise _RAISED[reply["kind"]](reply["message"], hint=reply["hint"])
     if reply["kind"] == "failed":
-        return Failed(reply["message"])
+        return from_json(Failed, reply["failed"])
     if reply["kind"] == "none":
         return None
     return from_json(Committed, reply["committed"])

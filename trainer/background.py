@@ -19,10 +19,10 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from orchestrator.contract import wire
-from orchestrator.contract.jsonio import Json, to_json
+from orchestrator.contract.jsonio import Json, from_json, to_json
 from orchestrator.contract.spec import Assignment
 from trainer import staging
-from trainer.parts import Digests, Head, Places, describe
+from trainer.parts import Digests, Failed, Head, Places, failed
 from trainer.staging import StagedWriter
 
 _NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -58,6 +58,9 @@ class Background:
                 "base_facts": dict(base_facts or {}),
             },
         )
+        self._tiered = True
+        """The saver uses the local tier, if there is one; until a save has failed."""
+        self.directory = ""
         self._memory = staging.memory()
         self._change = threading.Condition()
         self._sending = threading.Lock()
@@ -65,7 +68,8 @@ class Background:
         self._writer: StagedWriter | None = None
         self._preparing: Future[None] | None = None
         self._phase: Phase = "idle"
-        self._message = ""
+        self._error: Json = None
+        """For `failed`: a parts.Failed."""
         self._reply: Json = None
         self._seconds = 0.0
         self._start()
@@ -83,9 +87,9 @@ class Background:
     ) -> None:
         """Hand over what was staged, once `prepare` has completed it; returns at once."""
         with self._change:
-            self.step, self._phase, self._reply, self._message = step, "storing", None, ""
-        directory = self._places.next(step)
-        self._preparing = self._aside.submit(self._hand_over, step, directory, writer, prepare)
+            self.step, self._phase, self._reply, self._error = step, "storing", None, None
+        self.directory = self._places.next(step)
+        self._preparing = self._aside.submit(self._hand_over, step, self.directory, writer, prepare)
 
     def _hand_over(
         self,
@@ -94,7 +98,7 @@ class Background:
         writer: StagedWriter,
         prepare: Callable[[], tuple[Digests, Head]],
     ) -> None:
-        fields: dict[str, Any] = {"directory": directory}
+        fields: dict[str, Any] = {"directory": directory, "tiered": self._tiered}
         with writer.guard():
             digests, head = prepare()
             fields |= {"digests": to_json(digests), "head": to_json(head)}
@@ -102,7 +106,7 @@ class Background:
         if writer.error is None:
             self._send("save", **fields)
         else:
-            self._set(step, "failed", message=describe(writer.error))
+            self._set(step, "failed", error=failed(writer.error))
 
     def metrics_are_durable(self, step: int) -> None:
         """The rank's metrics up to `step` are stored; its part may follow."""
@@ -131,7 +135,7 @@ class Background:
             return {
                 "step": self.step,
                 "phase": self._phase,
-                "message": self._message,
+                "error": self._error,
                 "reply": self._reply,
                 "seconds": self._seconds,
             }
@@ -140,6 +144,14 @@ class Background:
         """Until the save has come to one of `phases`, or has failed, or time is up."""
         with self._change:
             self._change.wait_for(lambda: self._phase in (*phases, "failed"), max(0.0, seconds))
+
+    def after_failure(self, *, discard: bool) -> None:
+        """Keep away from the local tier from now on; `discard`: free what the save has written
+        (one rank does that, once no saver is at work on it any more).
+        """
+        if discard:
+            self._send("discard", directory=self.directory, tiered=self._tiered)
+        self._tiered = False
 
     def clear(self) -> None:
         """All ranks know what became of the save: the next one may begin."""
@@ -210,14 +222,14 @@ class Background:
                     self._on_message(message)
         if process is self._process:
             status = process.wait()
-            self._set(self.step, "failed", message=f"the saver process ended with {status}")
+            self._set(self.step, "failed", error=_died(status))
 
     def _on_message(self, message: wire.Message) -> None:
         step = int(message["step"])
         if message["t"] == "outcome":
             self._set(step, "ended", reply=message["reply"], seconds=float(message["seconds"]))
         elif message["error"] is not None:
-            self._set(step, "failed", message=str(message["error"]))
+            self._set(step, "failed", error=from_json(Failed, message["error"]))
         else:
             self._set(step, "written")
 
@@ -226,13 +238,17 @@ class Background:
         step: int | None,
         phase: Phase,
         *,
-        message: str = "",
+        error: Failed | None = None,
         reply: Json = None,
         seconds: float = 0.0,
     ) -> None:
         with self._change:
             if step != self.step or step is None or self._phase == "ended":
                 return
-            self._phase, self._message, self._reply = phase, message, reply
+            self._phase, self._error, self._reply = phase, error and to_json(error), reply
             self._seconds = seconds
             self._change.notify_all()
+
+
+def _died(status: int) -> Failed:
+    return Failed(f"the saver process ended with {status}", uncertain=True)

@@ -15,12 +15,13 @@ from orchestrator.contract.manifest import PartManifest
 from orchestrator.contract.records import SalvageRecord
 from orchestrator.errors import StorageError
 from orchestrator.storage.attempts import write_salvage
+from orchestrator.storage.checkpoints import discard
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.tiers import LocalTier
 from trainer.assemble import Assembler, as_reply, from_reply
 from trainer.group import Group
-from trainer.parts import Committed, Digests, Failed, Head, PartWriter, Places, describe
+from trainer.parts import Committed, Digests, Failed, Head, PartWriter, Places, failed, together
 
 
 class Committer:
@@ -46,12 +47,26 @@ class Committer:
 
     def begin(self, step: int) -> PartWriter:
         """A writer for this rank's files of `step`."""
-        place = self._storage if self._tier is None else self._tier.storage
-        return PartWriter(place, self._places.next(step))
+        return PartWriter(self._place(), self._places.next(step))
+
+    def _place(self) -> Storage:
+        return self._storage if self._tier is None else self._tier.storage
 
     def doubt(self, step: int) -> None:
         """Somebody may have committed `step` without telling (a saver that was killed)."""
         self._doubtful.add(step)
+
+    @property
+    def prompt(self) -> bool:
+        """What was not written when its process died will not be written any more."""
+        return self._storage.local_path(layout.LOG) is not None
+
+    def free(self, step: int, directory: str) -> None:
+        """Remove what a save that was given up has written, unless it stands. Collective."""
+        if self.prompt and self.settled(step) is None and self._group.rank == 0:
+            discard(self._storage, directory)
+            if self._local is not None:
+                discard(self._local.storage, directory)
 
     def settled(self, step: int) -> Committed | Failed | None:
         """The commit of `step` whose reply was lost, if it stands after all. Collective.
@@ -69,13 +84,17 @@ class Committer:
         failure is returned.
         """
         part = writer.finish(self._group.rank, digests)
-        error = None if writer.error is None else describe(writer.error)
+        error = None if writer.error is None else to_json(failed(writer.error))
         replies = self._group.gather({"error": error, "part": to_json(part)})
         self._doubtful.add(head.step)
         outcome = self._agree(lambda: self._commit(writer.directory, replies, head))
-        if not isinstance(outcome, Committed):
-            self._tier = None
-        return Failed("rank 0 gave no outcome") if outcome is None else outcome
+        if isinstance(outcome, Committed):
+            return outcome
+        outcome = outcome or Failed("rank 0 gave no outcome", uncertain=True)
+        if self._group.rank == 0 and not outcome.uncertain:
+            discard(self._place(), writer.directory)
+        self._tier = None
+        return outcome
 
     def learn(self, reply: Json) -> Committed | Failed | None:
         """What rank 0's saver process has answered, on every rank. Raises as `commit`."""
@@ -115,9 +134,10 @@ class Committer:
         write_salvage(self._storage, record)
 
     def _commit(self, directory: str, replies: list[Json], head: Head) -> Committed | Failed:
-        faults = [f"rank {i}: {r['error']}" for i, r in enumerate(replies) if r["error"]]
-        if faults:
-            return Failed("; ".join(faults))
+        if faults := {
+            i: from_json(Failed, r["error"]) for i, r in enumerate(replies) if r["error"]
+        }:
+            return together(faults)
         parts = [from_json(PartManifest, r["part"]) for r in replies]
         return self._assembler.commit(directory, parts, head, self._tier)
 

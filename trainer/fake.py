@@ -5,7 +5,8 @@ integer that every sample and every random draw changes, so that a repeated, ski
 reordered sample, or a wrong random state, changes every later loss.
 
 Set by the environment: QVL_FAKE_STEP_S, QVL_FAKE_LOAD_S, QVL_FAKE_SAVE_S, QVL_FAKE_EVAL_S
-(seconds a step, the loading, a save, an evaluation batch takes), QVL_FAKE_SAMPLES, and
+(seconds a step, the loading, a save, an evaluation batch takes), QVL_FAKE_SAMPLES,
+QVL_FAKE_BALLAST (bytes that each rank adds to a checkpoint), and
 QVL_FAKE_{OOM,CRASH,HANG,SAVEFAIL}_AT ("step:rank", the step being computed or saved).
 """
 
@@ -278,6 +279,8 @@ class _FakeTraining:
         if self._number == 0:
             writer.put("adapter_model.safetensors", adapter)
             writer.put("trainer_state.json", pretty({"global_step": step}))
+        if ballast := int(os.environ.get("QVL_FAKE_BALLAST", "0")):
+            writer.put(f"ballast_{self._number}.bin", bytes(ballast))
         state = self._state.to_json()
         writer.put(f"rank_{self._number}.json", pretty(state))
         return Digests(state=digest(state["weight"]), rng=digest(state["draws"])), head

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
-from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.jsonio import Json
+from orchestrator.contract.codes import CRASH, ExitCode
+from orchestrator.contract.jsonio import Json, from_json
 from orchestrator.contract.manifest import CheckpointManifest, Trigger
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import StorageError
@@ -15,9 +17,9 @@ from trainer.background import Background
 from trainer.commit import Committer
 from trainer.group import Group
 from trainer.outcome import Ending, Leave, preempted
-from trainer.parts import Committed, Failed
+from trainer.parts import Committed, Failed, failed, together
 from trainer.rank import Rank
-from trainer.votes import Vote, Votes
+from trainer.votes import DEFAULT_UNSAVED_S, Vote, Votes
 
 SAVE_TRIES = 2
 """How often a save is tried that is not repeated by itself: at a notice and at the end."""
@@ -28,6 +30,10 @@ MARGIN = 1.5
 """A save may take so much longer than the last one."""
 UNKNOWN_S = 5.0
 """With less time left than this, a first save is not relied upon."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+"""Between two tries to save into a storage that takes no writes."""
+WAY_OUT_S = 4.0
+"""Before the kill, for leaving."""
 TURN_S = 0.2
 """How often the ranks look up while they wait for the save before."""
 
@@ -76,6 +82,9 @@ class Ledger:
         self._save_seconds = save_seconds
         self._on_commit = on_commit
         self._late_commit = False
+        self._failure = Failed("the storage does not answer", storage=True)
+        """The last save that failed; until then, what is wrong with one that does not end."""
+        self._superseded: list[tuple[int, str]] = []
         self._stands: Committed | None = None
         if manifest is not None:
             self._stands = Committed(
@@ -103,10 +112,13 @@ class Ledger:
         """
         started = time.monotonic()
         self._rank.beat("saving")
-        while self._learn() is not None:
-            self._background.wait(("ended",) if self._group.rank == 0 else ("written",), TURN_S)
-            if self._votes.cast().stop:
-                self.stop(step, pending_eval=pending_eval)
+        overdue, stood = self._votes.overdue, self._stands
+        self._await_save(step, pending_eval, self._patience_end() if overdue else math.inf)
+        if overdue and self._stands is stood:
+            self._insist(step, pending_eval)
+            self._rank.beat("training")
+            return
+        self._votes.begun()
         self._stage(step, "interval", pending_eval)
         self._rank.beat("training")
         self._votes.saved()
@@ -141,24 +153,48 @@ class Ledger:
             late = bool(self._group.maximum([int(self._late_commit)])[0])
             raise preempted(committed=late, message=f"step {step} needed no saving")
         self._salvage_if_late(step)
-        for _ in range(SAVE_TRIES):
-            if self.save(step, "notice", pending_eval=pending_eval):
-                raise preempted(committed=True, message=f"committed step {step}")
-        raise preempted(committed=False, message=f"step {step} could not be saved")
+        tries = 0
+        while not self.save(step, "notice", pending_eval=pending_eval):
+            tries += 1
+            self._free_superseded()
+            if tries >= SAVE_TRIES:
+                if not self._failure.storage or self._too_late():
+                    why = f"step {step} could not be saved: {self._failure.message}"
+                    raise preempted(committed=False, message=why)
+                time.sleep(FIRST_PAUSE_S)
+        raise preempted(committed=True, message=f"committed step {step}")
 
     def finish(self, step: int) -> NoReturn:
         """The last step is done: commit it unless it stands, mark the run done, leave."""
         self._rank.beat("saving")
         self._settle(step)
-        tries = 0
-        while (last := self._stands) is None or last.step != step or last.seq is None:
-            if tries == SAVE_TRIES:
-                raise StorageError(f"the last step, {step}, cannot be saved")
-            self.save(step, "final")
+        wait_s = min(DEFAULT_UNSAVED_S, self._votes.limit_s - self._votes.unsaved_s)
+        end = time.monotonic() + max(wait_s, self._votes.patience_s)
+        tries, pause_s = 0, FIRST_PAUSE_S
+        while not self._finished(step):
             tries += 1
-        self._committer.finish(last)
+            if tries >= SAVE_TRIES:
+                self._pause(step, pause_s, end)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        last = self._stands
+        assert last is not None
         self.tell("finished", step=step, adapter_sha256=last.adapter_sha256)
         raise Leave(Ending(ExitCode.DONE, "done", f"{step} steps"))
+
+    def _finished(self, step: int) -> bool:
+        """One try to commit the last step and to mark the run done."""
+        last = self._stands
+        if last is None or last.step != step or last.seq is None:
+            self.save(step, "final")
+            last = self._stands
+        if last is None or last.step != step or last.seq is None:
+            return False
+        try:
+            self._committer.finish(last)
+        except StorageError as fault:
+            self._failure = failed(fault)
+            return False
+        return True
 
     def tell(self, kind: str, **data: Any) -> None:
         """Report an event once for all ranks."""
@@ -186,6 +222,74 @@ class Ledger:
             left_s=round(left, 2),
         )
 
+    # --- a storage that takes no writes
+
+    def _insist(self, step: int, pending_eval: bool) -> None:
+        """The last tries of a run that has not saved for `checkpoint.max_unsaved`: training
+        waits until one succeeds, or the attempt ends.
+        """
+        end, pause_s = self._patience_end(), FIRST_PAUSE_S
+        unsaved = f"nothing was saved for {self._votes.unsaved_s:.0f} s"
+        self.tell("warning", message=f"{unsaved}: training waits for a checkpoint")
+        while True:
+            self._stage(step, "interval", pending_eval)
+            self._await_save(step, pending_eval, end)
+            if self._stands is not None and self._stands.step == step:
+                return
+            self._pause(step, pause_s, end, pending_eval=pending_eval)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if isinstance(found := self._committer.settled(step), Committed):
+                self._took(found, step, "interval", pause_s)
+                return
+
+    def _await_save(self, step: int, pending_eval: bool, end: float) -> None:
+        """Until nothing is in hand; serves a stop, and leaves at `end` (of rank 0's clock)."""
+        while self._learn() is not None:
+            self._background.wait(("ended",) if self._group.rank == 0 else ("written",), TURN_S)
+            vote = self._votes.cast()
+            if vote.stop:
+                self.stop(step, pending_eval=pending_eval)
+            if vote.overdue:
+                end = min(end, self._patience_end())
+            if not math.isinf(end) and self._over(end):
+                self._leave_unsaved()
+            # Ranks that vote do not hang, however long the storage takes.
+            self._rank.beat("saving")
+
+    def _pause(self, step: int, seconds: float, end: float, *, pending_eval: bool = False) -> None:
+        """Before another try; none is left after `end`, or where the storage is not to blame."""
+        if not self._failure.storage or self._over(end):
+            self._leave_unsaved()
+        self._rank.beat("saving")
+        self._rank.board.wait(seconds)
+        if self._votes.cast().stop:
+            self.stop(step, pending_eval=pending_eval)
+
+    def _patience_end(self) -> float:
+        return time.monotonic() + self._votes.patience_s
+
+    def _over(self, end: float) -> bool:
+        """The clock of rank 0 decides for all."""
+        over = self._group.rank == 0 and time.monotonic() >= end
+        return bool(self._group.maximum([int(over)])[0])
+
+    def _too_late(self) -> bool:
+        """On some rank there is no time for another try before the kill."""
+        needs = UNKNOWN_S if self._save_seconds is None else MARGIN * self._save_seconds
+        left = self._rank.board.seconds_left()
+        late = math.isinf(left) or left < needs + WAY_OUT_S
+        return bool(self._group.maximum([int(late)])[0])
+
+    def _leave_unsaved(self) -> NoReturn:
+        words = f"no checkpoint for {self._votes.unsaved_s:.0f} s: {self._failure.message}"
+        code = ExitCode.STORAGE if self._failure.storage else CRASH
+        raise Leave(Ending(code, "storage" if self._failure.storage else "crash", words))
+
+    def _free_superseded(self) -> None:
+        """The room of a save that was given up may be what this one lacks."""
+        while self._superseded:
+            self._committer.free(*self._superseded.pop())
+
     # --- saves beside training
 
     def _settle(self, step: int) -> None:
@@ -197,6 +301,7 @@ class Ledger:
             self._join()
             in_hand = self._learn()
         if in_hand is not None:
+            self._superseded.append((in_hand, self._background.directory))
             self._background.give_up()
             self._committer.doubt(in_hand)
             self.tell("save_superseded", step=in_hand)
@@ -217,26 +322,42 @@ class Ledger:
             return None
         step = max(steps)
         first = reports[0]
-        failed = [f"rank {i}: {r['message']}" for i, r in enumerate(reports) if r["message"]]
+        faults = {i: from_json(Failed, r["error"]) for i, r in enumerate(reports) if r["error"]}
         if first["phase"] == "ended":
             outcome = self._committer.learn(first["reply"])
-        elif failed:
+        elif faults:
             self._background.renew()
             self._committer.doubt(step)
             outcome = self._committer.settled(step)
+            if outcome is None:
+                fault = together(faults)
+                outcome = replace(fault, uncertain=fault.uncertain and not self._committer.prompt)
         else:
             return int(step)
+        if outcome is None or isinstance(outcome, Failed):
+            outcome = outcome or Failed("rank 0's saver gave no outcome", uncertain=True)
+            self._after_failure(step, outcome)
         self._background.clear()
-        self._took(outcome or Failed("; ".join(failed)), step, "interval", first["seconds"])
+        self._took(outcome, step, "interval", first["seconds"])
         return None
+
+    def _after_failure(self, step: int, outcome: Failed) -> None:
+        if outcome.uncertain:
+            self._committer.doubt(step)
+        # From here on no saver of any rank writes into that directory.
+        self._group.gather(None)
+        self._background.after_failure(discard=self._group.rank == 0 and not outcome.uncertain)
 
     def _took(
         self, outcome: Committed | Failed, step: int, trigger: Trigger, seconds: float
     ) -> bool:
         if isinstance(outcome, Failed):
-            self.tell("save_failed", step=step, trigger=trigger, message=outcome.message)
+            self._failure = outcome
+            words, storage = outcome.message, outcome.storage
+            self.tell("save_failed", step=step, trigger=trigger, message=words, storage=storage)
             return False
         self._stands = outcome
+        self._votes.committed()
         if outcome.oversize:
             self.tell("warning", message=outcome.oversize)
         self._save_seconds = seconds

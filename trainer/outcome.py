@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.contract.codes import CRASH, ExitCode
-from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, QvlError, UserError
+from orchestrator.errors import (
+    ContractRefused,
+    LogDamaged,
+    NotOwner,
+    QvlError,
+    StorageError,
+    UserError,
+)
+from orchestrator.storage.protocol import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +22,9 @@ class Ending:
 
     code: int
     reason: str
-    """One short word: done, preempted, oom, contract, base-changed, user, not-owner, crash."""
+    """One short word: done, preempted, oom, contract, base-changed, user, not-owner, storage,
+    crash.
+    """
     message: str = ""
 
 
@@ -55,6 +65,8 @@ def ending_of(fault: BaseException, *, noticed: bool) -> Ending:
         return Ending(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", f"left after the notice: {text}")
     if is_out_of_memory(fault):
         return Ending(ExitCode.OUT_OF_MEMORY, "oom", text)
+    if isinstance(fault, StorageError) and not isinstance(fault, NotFound):
+        return Ending(ExitCode.STORAGE, "storage", text)
     head = "" if isinstance(fault, QvlError) else f"{type(fault).__name__}: "
     return Ending(CRASH, "crash", head + text)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +90,15 @@ class PartWriter(FileWriter):
         self.directory = directory
         self._storage = storage
         self._copy = copy
+        self._copies: list[str] = []
+        self._part_tried = False
         self._files: dict[str, FileEntry] = {}
         self._aside = ThreadPoolExecutor(ENDS_AT_ONCE, "qvl-durable")
         self._ends: list[Future[None]] = []
+
+    def failure(self) -> Failed | None:
+        """What went wrong, if anything did. Rank 0's saver commits once it sees every part."""
+        return None if self.error is None else failed(self.error, uncertain=self._part_tried)
 
     def finish(self, rank: int, digests: Digests) -> PartManifest:
         """Make the part manifest durable, once all files are; an error stays in `error`."""
@@ -109,6 +115,7 @@ class PartWriter(FileWriter):
             for end in self._ends:
                 end.result()
             if self.error is None:
+                self._part_tried = True
                 path = f"{self.directory}/{layout.part(rank)}"
                 self._storage.put(path, part_bytes(part))
                 self._copied(lambda copy: copy.put(path, part_bytes(part)))
@@ -123,6 +130,7 @@ class PartWriter(FileWriter):
             self._ends.append(self._aside.submit(stack.pop_all().close))
 
         def again(copy: Storage) -> None:
+            self._copies.append(name)
             with copy.write_stream(name) as second:
                 produce(second)
 
@@ -134,7 +142,11 @@ class PartWriter(FileWriter):
             if self._copy is not None:
                 act(self._copy)
         except StorageError:
-            self._copy = None
+            copy, self._copy = self._copy, None
+            assert copy is not None
+            for name in self._copies:
+                with suppress(StorageError):
+                    copy.delete(name)
 
 
 def part_bytes(part: PartManifest) -> bytes:
@@ -203,6 +215,33 @@ class Failed:
     """A save that did not become a checkpoint; the last committed one still counts."""
 
     message: str
+    storage: bool = False
+    """The storage took no writes; anything else is a failure of the run's own."""
+    uncertain: bool = False
+    """Its commit record may stand all the same, so that its files must stay."""
+
+
+def failed(fault: Exception, *, uncertain: bool = False) -> Failed:
+    """The failure behind an error."""
+    return Failed(describe(fault), is_of_storage(fault), uncertain)
+
+
+def together(faults: Mapping[int, Failed]) -> Failed:
+    """One failure out of those of several ranks."""
+    return Failed(
+        "; ".join(f"rank {rank}: {fault.message}" for rank, fault in faults.items()),
+        all(fault.storage for fault in faults.values()),
+        all(fault.uncertain for fault in faults.values()),
+    )
+
+
+def is_of_storage(fault: Exception) -> bool:
+    """True if a storage is to blame, and the same save may succeed later."""
+    cause: BaseException | None = fault
+    while cause is not None and not isinstance(cause, StorageError | OSError):
+        # torch.save tells of its own trouble after a sink that failed.
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def describe(fault: Exception) -> str:

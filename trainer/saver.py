@@ -4,8 +4,9 @@ One for each rank, started by it and warm before it is needed; no torch. Message
 JSON lines of `contract.wire`:
 
     rank  -> saver  open {rank, assignment, recorded_base, base_facts}
-                    save {step, directory, files, digests, head}, metrics {step}
-    saver -> rank   written {step, error, seconds}
+                    save {step, directory, files, digests, head, tiered}, metrics {step}
+                    discard {directory, tiered}
+    saver -> rank   written {step, error (parts.Failed), seconds}
                     outcome {step, reply, seconds}      (rank 0's saver: see assemble.as_reply)
 """
 
@@ -22,17 +23,18 @@ from contextlib import suppress
 from mmap import mmap
 
 from orchestrator.contract import layout, wire
-from orchestrator.contract.jsonio import Json, from_json
+from orchestrator.contract.jsonio import Json, from_json, to_json
 from orchestrator.contract.manifest import PartManifest
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import RecordDamaged, StorageError
 from orchestrator.storage import records
+from orchestrator.storage.checkpoints import discard
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound, Sink, Storage
-from orchestrator.storage.tiers import local_tier
+from orchestrator.storage.tiers import LocalTier, local_tier
 from trainer import staging
 from trainer.assemble import Assembler, as_reply
-from trainer.parts import Committed, Digests, Head, PartWriter, describe
+from trainer.parts import Committed, Digests, Failed, Head, PartWriter
 from trainer.rank import die_with
 
 CHUNK_BYTES = 8 << 20
@@ -74,13 +76,16 @@ class SaverProcess:
             message = self._inbox.get()
             if message["t"] == "save":
                 self._save(message)
+            elif message["t"] == "discard":
+                discard(self._place(tiered=message["tiered"]), message["directory"])
             elif message["t"] == "metrics":
                 self._metrics = int(message["step"])
 
     def _save(self, message: Json) -> None:
         started = time.monotonic()
         head = from_json(Head, message["head"])
-        writer = self._writer(message["directory"])
+        tiered = bool(message["tiered"])
+        writer = self._writer(message["directory"], tiered=tiered)
         with_memory = staging.mapped(self._memory)
         for item in message["files"]:
             writer.write(item["path"], _copier(with_memory, item["offset"], item["size_bytes"]))
@@ -88,25 +93,31 @@ class SaverProcess:
             self._before_part()
         self._wait_for_metrics(head.step)
         writer.finish(self._rank, from_json(Digests, message["digests"]))
-        error = None if writer.error is None else describe(writer.error)
-        self._tell("written", head.step, started, error=error)
-        if self._rank == 0 and error is None:
-            reply = as_reply(lambda: self._commit(writer.directory, head))
+        failure = writer.failure()
+        self._tell("written", head.step, started, error=failure and to_json(failure))
+        if self._rank == 0 and failure is None:
+            reply = as_reply(lambda: self._commit(writer.directory, head, tiered=tiered))
             self._tell("outcome", head.step, started, reply=reply)
 
-    def _writer(self, directory: str) -> PartWriter:
-        if self._tier is None:
-            return PartWriter(self._storage, directory)
-        if self._tier.commits:
-            return PartWriter(self._tier.storage, directory)
-        return PartWriter(self._storage, directory, copy=self._tier.storage)
+    def _writer(self, directory: str, *, tiered: bool) -> PartWriter:
+        copy = None if self._tier is None or self._tier.commits else self._tier.storage
+        return PartWriter(self._place(tiered=tiered), directory, copy=copy)
 
-    def _commit(self, directory: str, head: Head) -> Committed:
-        local = self._tier if self._tier is not None and self._tier.commits else None
-        place = self._storage if local is None else local.storage
+    def _committing(self, *, tiered: bool) -> LocalTier | None:
+        """The local tier where a copy there counts; not once it has failed (not `tiered`)."""
+        return self._tier if tiered and self._tier is not None and self._tier.commits else None
+
+    def _place(self, *, tiered: bool) -> Storage:
+        local = self._committing(tiered=tiered)
+        return self._storage if local is None else local.storage
+
+    def _commit(self, directory: str, head: Head, *, tiered: bool) -> Committed | Failed:
+        place = self._place(tiered=tiered)
         parts = [self._part(place, directory, rank) for rank in range(self._ranks)]
-        outcome = self._assembler.commit(directory, parts, head, local)
-        if self._tier is not None and local is None:
+        outcome = self._assembler.commit(directory, parts, head, self._committing(tiered=tiered))
+        copies = self._tier is not None and not self._tier.commits
+        if copies and isinstance(outcome, Committed):
+            assert self._tier is not None
             manifest = f"{directory}/{layout.MANIFEST}"
             with suppress(StorageError):
                 self._tier.storage.put(manifest, self._storage.get(manifest))

@@ -12,6 +12,7 @@ _PRECEDENCE = (
     ExitCode.NOT_OWNER,
     ExitCode.OUT_OF_MEMORY,
     ExitCode.REFUSED,
+    ExitCode.STORAGE,
     ExitCode.PREEMPTED,
     ExitCode.PREEMPTED_NOTHING_NEW,
 )
@@ -45,6 +46,7 @@ _REASONS = {
     ExitCode.OUT_OF_MEMORY: "oom",
     ExitCode.REFUSED: "refused",
     ExitCode.NOT_OWNER: "not-owner",
+    ExitCode.STORAGE: "storage",
 }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.contract import env as names
@@ -55,8 +56,13 @@ def read_secrets(path: str | None) -> dict[str, str]:
     return {str(k): str(v) for k, v in values.items()}
 
 
-def leave_state(path: Path, state: str, ranks: Sequence[str | None]) -> None:
-    """For the local backend: `queued` or `started`, and the process ids of the ranks."""
+def leave_state(
+    path: Path, state: str, ranks: Sequence[str | None], code: int | None = None
+) -> None:
+    """For the local backend: `queued`, `started` or `ended`, the process ids of the ranks, and the
+    exit code; lost where its disk is full.
+    """
     tmp = path.with_suffix(".tmp")
-    tmp.write_text(json.dumps({"state": state, "ranks": list(ranks)}))
-    tmp.replace(path)
+    with suppress(OSError):
+        tmp.write_text(json.dumps({"state": state, "ranks": list(ranks), "code": code}))
+        tmp.replace(path)

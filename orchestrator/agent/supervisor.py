@@ -24,7 +24,7 @@ from orchestrator.agent.start import leave_state, leave_word, read_secrets
 from orchestrator.agent.watchdog import Watch
 from orchestrator.clock import Clock
 from orchestrator.contract import env as names
-from orchestrator.contract.codes import CRASH, ExitCode, normalize
+from orchestrator.contract.codes import CRASH, PREEMPTIONS, ExitCode, normalize
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.contract.wire import Message
 
@@ -38,7 +38,6 @@ OTHERS_RESERVE_S = 3.0
 UNKILLABLE_S = 20.0
 """A rank that waits in the kernel outlives even SIGKILL; the attempt ends without it."""
 HELPER_RESTARTS = 3
-PREEMPTED = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,9 @@ class Supervisor:
         """The whole life of this agent; returns its exit code."""
         code = self._live()
         word = code if self._verdict is None else self._verdict
-        again = code in PREEMPTED if self._again is None else self._again
+        again = code in PREEMPTIONS if self._again is None else self._again
         leave_word(os.environ, word, again=again)
+        self._say_state("ended", code)
         return code
 
     def _live(self) -> int:
@@ -395,15 +395,19 @@ class Supervisor:
     # --- words
 
     def _say(self, text: str, prefix: str = "agent") -> None:
-        sys.stdout.write(f"[{prefix}] {text}\n")
-        sys.stdout.flush()
+        # The job's output may lie on a full disk: that costs words, never the attempt.
+        with suppress(OSError):
+            sys.stdout.write(f"[{prefix}] {text}\n")
+            sys.stdout.flush()
 
-    def _say_state(self, state: str) -> None:
-        """For the local backend: whether this agent still waits, and which its ranks are."""
+    def _say_state(self, state: str, code: int | None = None) -> None:
+        """For the local backend: whether this agent still waits, the pids of its ranks, and how
+        it ended; lost where its disk is full.
+        """
         if self._state_file is None:
             return
         ranks = [process_id(r.process.pid, ended=True) for r in self._ranks]
-        leave_state(self._state_file, state, ranks)
+        leave_state(self._state_file, state, ranks, code)
 
 
 def _noted(_number: int, _frame: object) -> None:

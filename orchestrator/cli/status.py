@@ -135,6 +135,10 @@ def _more(entry: RunEntry, snapshot: Snapshot, verbose: bool) -> list[str]:
     if snapshot.fault is not None:
         seen = f"as of {iso(snapshot.seen_at)[:19]}Z" if snapshot.seen_at else "never seen yet"
         facts.append((f"not refreshed ({seen})", snapshot.fault))
+    if fault := snapshot.row.get("save_fault"):
+        facts.append(("saves fail", f"since {fault['since'][11:19]} UTC: {fault['message']}"))
+    if snapshot.row.get("storage_wait"):
+        facts.append(("storage", snapshot.row.get("message")))
     needs, grace = snapshot.row.get("save_seconds"), snapshot.row.get("grace_s")
     if needs and grace and (verbose or needs > grace):
         facts.append(("a save", f"needs {needs:.1f} s, grace {grace:.0f} s"))

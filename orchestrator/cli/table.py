@@ -59,7 +59,7 @@ def status_cells(row: dict[str, Any], public: dict[str, Any], *, symbols: bool) 
         f"{bar(step, total, symbols=symbols)} {step}/{total or '?'}",
         "-" if loss is None else f"{loss:.4f}",
         _checkpoint(public["last_checkpoint"], symbols),
-        str(public["lost_steps"]),
+        str(public["lost_steps"]) + ("" if public.get("lost_exact", True) else "+"),
         duration(public["eta_s"]),
         public["next"] or "",
     ]

@@ -75,6 +75,13 @@ def _local_tier(job: JobSpec) -> Iterator[Fault]:
 
 def _checkpoint(job: JobSpec) -> Iterator[Fault]:
     path: Path = ("checkpoint", "uri")
+    limit, minutes = job.checkpoint.max_unsaved, job.checkpoint.every_minutes
+    if limit is not None and minutes is not None and limit < 60 * minutes:
+        yield Fault(
+            ("checkpoint", "max_unsaved"),
+            f"{limit} s is shorter than the {minutes:g} minutes between two checkpoints",
+            "make it some intervals long",
+        )
     uri = job.checkpoint.uri
     kind = scheme(uri)
     if kind is not None and kind not in SCHEMES:

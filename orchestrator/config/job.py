@@ -166,6 +166,12 @@ class CheckpointSection(Section):
         default=None,
         description="Minutes between checkpoints; 30 if every_steps is not given either.",
     )
+    max_unsaved: Annotated[int | None, BeforeValidator(_check_duration), _DURATION_SCHEMA] = Field(
+        default=None,
+        description="How long a run trains on while no checkpoint can be stored (30m, 2h): then it "
+        "tries for a while longer, frees its GPUs and waits for the storage. null = four "
+        "intervals, at least 30 minutes.",
+    )
     keep_last: Positive = Field(
         default=2, description="Verified checkpoints that are kept, at least 1."
     )

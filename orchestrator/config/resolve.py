@@ -270,6 +270,7 @@ def _checkpoint(job: JobSpec, base_dir: Path, site: SiteConfig) -> CheckpointSpe
         uri=_uri(given.uri, base_dir),
         every_steps=given.every_steps,
         every_minutes=minutes,
+        max_unsaved_s=given.max_unsaved,
         keep_last=given.keep_last,
         keep_best=given.keep_best,
         local_dir=given.local_dir,

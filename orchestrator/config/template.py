@@ -85,6 +85,7 @@ checkpoint:
   uri: ./runs
   every_steps: 100              # without any interval: every_minutes: 30
   # every_minutes: null
+  # max_unsaved: null           # 1h: no checkpoint for so long, and the GPUs are freed
   keep_last: 2
   # keep_best: 0                # and those with the lowest evaluation loss
   # local_dir: null                # like /scratch: copies on the node's own disk, a faster source

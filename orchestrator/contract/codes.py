@@ -13,6 +13,8 @@ class ExitCode(IntEnum):
 
     DONE = 0
     """The run is finished."""
+    STORAGE = 74
+    """The run storage took no writes for longer than the run may go on unsaved (EX_IOERR)."""
     PREEMPTED = 75
     """A notice came and new progress was committed (EX_TEMPFAIL)."""
     PREEMPTED_NOTHING_NEW = 76
@@ -25,6 +27,7 @@ class ExitCode(IntEnum):
     """Fenced by a later attempt, or the slot is taken."""
 
 
+PREEMPTIONS = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
 CRASH = 1
 """Stands for every exit code that has no meaning of its own."""
 

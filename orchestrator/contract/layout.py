@@ -20,6 +20,7 @@ events/<writer>/<seq>.jsonl  controller and command line
 modules.json                 the modules that carry an adapter, and their parameters
 data/replaced/<index file>-<record>.json  broken samples and what takes their place
 cache/                       recomputable: hashes of the base model's files
+reserve/                     room for small records once the file system is full
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ MANIFEST = "manifest.json"
 PARTS = "parts/"
 BASE_CACHE = "cache/base-files.json"
 
+RESERVE = "reserve/"
+
+_BULK = re.compile(r"(attempts/[0-9]+/(checkpoints|metrics|logs|salvage)|data|cache|reserve)/")
 _NUMBERED = re.compile(r"([0-9]{1,18})(?:\.[a-z]+)?")
 
 
@@ -119,6 +123,15 @@ def checkpoint_dir(attempt: int, step: int, retry: int = 0) -> str:
     return f"{attempt_dir(attempt)}checkpoints/checkpoint-{step}{again}"
 
 
+def is_checkpoint_before(directory: str, attempt: int, step: int) -> bool:
+    """True for the directory of a checkpoint of that attempt, of an earlier step."""
+    found = re.fullmatch(
+        re.escape(f"{attempt_dir(attempt)}checkpoints/checkpoint-") + r"([0-9]+)(\.[0-9]+)?",
+        directory,
+    )
+    return found is not None and int(found[1]) < step
+
+
 def salvage_dir(attempt: int) -> str:
     """Where an attempt puts its adapter alone when the time may not do for a checkpoint."""
     return f"{attempt_dir(attempt)}salvage"
@@ -159,6 +172,13 @@ def logs(attempt: int, writer: str) -> str:
 def segment(folder: str, seq: int, suffix: str = ".jsonl") -> str:
     """Numbered segment of one writer inside its folder."""
     return f"{folder}{seq:08d}{suffix}"
+
+
+def is_vital(path: str) -> bool:
+    """True for the small records by which a run is looked after: log, claims, stop requests,
+    events, verdicts, submissions, summary, lease.
+    """
+    return not _BULK.match(path)
 
 
 def number_of(path: str) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.contract.codes import PREEMPTIONS, ExitCode
 from orchestrator.contract.jsonio import (
     SUM,
     Json,
@@ -34,12 +35,22 @@ Ending = Literal[
     "unstartable",
     "start-error",
     "refused",
+    "stopped",
+    "storage",
 ]
 """How a scheduler says that a job ended; empty: it does not say. killed: by a signal that
 nobody asked for; preempted and node-fail: for good, the scheduler does not start it again;
 oom: killed for the host's memory; unstartable: taken back by us, it waited in vain; start-error:
 its command could not be started on that node; refused: by code 78, which is the site's or the
-user's mistake whoever left it."""
+user's mistake whoever left it; stopped: by code 75 or 76, its agent served a notice; storage:
+by code 74, its agent found that the run storage takes no writes."""
+
+
+def ending_by_code(code: int | None) -> Ending:
+    """What an agent's exit code alone says of how its job ended; empty where it says nothing."""
+    if code in PREEMPTIONS:
+        return "stopped"
+    return "storage" if code == ExitCode.STORAGE else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +190,8 @@ class VerdictRecord:
     cause: str = ""
     """What the scheduler said of it: preempted, time-limit, requeued, cancelled or signal."""
     notice_to_exit_s: float | None = None
+    unsaved: str = ""
+    """What the storage said of the newest save, if that failed."""
     time: str = ""
     schema: int = 1
 

@@ -63,6 +63,10 @@ class CheckpointSpec:
     """Root under which each run gets `<uri>/<run_id>/`."""
     every_steps: int | None = None
     every_minutes: float | None = None
+    max_unsaved_s: float | None = None
+    """How long a run may train without a commit; None = the longer of four intervals and 30
+    minutes.
+    """
     keep_last: int = 2
     keep_best: int = 0
     """Checkpoints with the lowest loss on the held-out data that stay besides."""

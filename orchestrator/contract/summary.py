@@ -38,4 +38,10 @@ class RunSummary:
     time: str
     startup: Mapping[str, float] = field(default_factory=dict)
     """Seconds of each stage from the claim to the first step: the helper's, and rank 0's."""
+    save_fault: str = ""
+    """What the storage said of the newest save, if that failed."""
+    save_fault_since: str = ""
+    """When saves began to fail."""
+    lost_exact: bool = True
+    """Whether each of those attempts left word of its last step; else at least so many."""
     schema: int = 1

@@ -17,6 +17,8 @@ from orchestrator.controller import nodes, rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import (
+    STORAGE_CAP_S,
+    STORAGE_WAIT_S,
     Cancel,
     Decision,
     Fail,
@@ -28,10 +30,12 @@ from orchestrator.domain.decide import (
     decide,
 )
 from orchestrator.domain.states import FINAL, State, state_of
-from orchestrator.errors import Full, UserError
+from orchestrator.errors import Full, StorageError, UserError
 from orchestrator.registry import faults
 from orchestrator.storage import attempts
+from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound
+from orchestrator.storage.reserve import try_writing
 
 HOLDING = ("pending", "running")
 """Phases of a job that holds, or may get, what its run asked for."""
@@ -60,12 +64,14 @@ def reconcile(run: Run) -> Step:
     if seen.lingers and seen.job is not None and isinstance(run.backend, RemembersRuns):
         run.backend.end(seen.job, seen.facts.ending, seen.facts.detail)
     decision = decide(seen.facts)
-    full = None
+    full = waits = None
     _tell_damage(run, seen)
     if isinstance(decision, Requeue) and decision.not_before <= run.clock.now():
-        full = _submit_if_taken(run, seen, decision)
-        seen = observe(run)
-        decision = decide(seen.facts)
+        waits = storage_waits(run, seen, decision)
+        if waits is None:
+            full = _submit_if_taken(run, seen, decision)
+            seen = observe(run)
+            decision = decide(seen.facts)
     elif isinstance(decision, GiveBack) and seen.job is not None:
         _give_back(run, seen.job, decision)
         seen = observe(run)
@@ -78,6 +84,8 @@ def reconcile(run: Run) -> Step:
     row = rows.full_row(run, seen, decision, state)
     if full is not None:
         row = rows.waiting_row(row, full)
+    if waits is not None:
+        row = rows.storage_row(row, waits, run.clock.now())
     _record_end(run, seen, decision, state, row)
     # A finished run is looked after until its job is, so that nothing is left of that.
     remembers = isinstance(run.backend, RemembersRuns)
@@ -92,6 +100,26 @@ def _tell_damage(run: Run, seen: Seen) -> None:
     known = (run.registry.find(run.run_id).row or {}).get(rows.DAMAGED) or []
     if news := [path for path in seen.damaged if path not in known]:
         run.event("damaged_records", {"paths": news})
+
+
+def storage_waits(run: Run, seen: Seen, decision: Requeue) -> rows.StorageWait | None:
+    """None if the run may be submitted; else for what it waits: a storage that takes no writes is
+    tried again, ever less often, for as long as that takes.
+    """
+    if not decision.storage:
+        return None
+    now = run.clock.now()
+    before = rows.StorageWait.of(run.registry.find(run.run_id).row)
+    if before is not None and now < before.next_at:
+        return before
+    live = live_commits(seen.view)
+    try:
+        try_writing(run.storage, live[-1].commit().size_bytes if live else 0)
+    except StorageError as fault:
+        tries = 1 if before is None else before.tries + 1
+        pause = min(STORAGE_CAP_S, STORAGE_WAIT_S * 2.0 ** min(tries - 1, 16))
+        return rows.StorageWait(fault.message, now + pause, tries)
+    return None
 
 
 def _withdraw(run: Run, job: JobRef, decision: Hold) -> None:

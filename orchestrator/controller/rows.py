@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.backends.base import JobRef
@@ -13,7 +14,10 @@ from orchestrator.controller.observe import Seen
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import Decision, Fail, Finish, Hold, Requeue, Wait
 from orchestrator.domain.states import State
+from orchestrator.domain.verdict import STORAGE
 from orchestrator.registry.store import RunEntry
+from orchestrator.storage.protocol import Storage
+from orchestrator.storage.reserve import full_words
 
 
 def blank_row(entry: RunEntry) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def blank_row(entry: RunEntry) -> dict[str, Any]:
         "attended": None,
         "grace_s": None,
         "template": None,
+        "lost_exact": True,
+        "save_fault": None,
     }
 
 
@@ -98,6 +104,8 @@ def job_of(row: Mapping[str, Any]) -> JobRef | None:
 
 DAMAGED = "damaged"
 """Internal field: paths of records that are passed over."""
+SILENT_S = 75.0
+"""A summary that is older, of a run at work, was not written when it should have been."""
 FULL = "submit-limit"
 """Reason in the row of a run whose next job its backend does not take for now."""
 
@@ -132,6 +140,35 @@ def submitted_row(row: dict[str, Any], job: JobRef) -> dict[str, Any]:
     return {**row, **news, **_job_fields(job), READ: True}
 
 
+@dataclass(frozen=True, slots=True)
+class StorageWait:
+    """A run that is not submitted until its storage takes writes again."""
+
+    words: str
+    """What the storage said last."""
+    next_at: float
+    """When it is tried again, in seconds since the epoch."""
+    tries: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any] | None) -> StorageWait | None:
+        """What an earlier pass has left in the row."""
+        found = (row or {}).get("storage_wait")
+        return None if found is None else cls(*found)
+
+
+def storage_row(row: dict[str, Any], wait: StorageWait, now: float) -> dict[str, Any]:
+    """The row of a run that waits for its storage."""
+    left = max(0.0, wait.next_at - now)
+    return {
+        **row,
+        "reason": STORAGE,
+        "message": wait.words,
+        "next": f"waits for its storage, which is tried again in {left:.0f} s",
+        "storage_wait": (wait.words, wait.next_at, wait.tries),
+    }
+
+
 def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
     """The row with the figures of summary.json laid over it."""
     checkpoint = None
@@ -145,6 +182,8 @@ def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
         "loss": summary.loss,
         "preemptions": max(row["preemptions"], summary.preemptions),
         "lost_steps": summary.lost_steps,
+        "lost_exact": summary.lost_exact,
+        "save_fault": _save_fault(summary),
         "last_checkpoint": checkpoint,
         "checkpoint_time": summary.checkpoint_time,
         "save_seconds": summary.save_seconds,
@@ -152,6 +191,25 @@ def with_summary(row: dict[str, Any], summary: RunSummary) -> dict[str, Any]:
         "startup": dict(summary.startup) or None,
         "eta_s": summary.eta_s if row["state"] in ("RUNNING", "STARTING") else None,
     }
+
+
+def _save_fault(summary: RunSummary) -> dict[str, str] | None:
+    if not summary.save_fault:
+        return None
+    return {"since": summary.save_fault_since, "message": summary.save_fault}
+
+
+def with_news(
+    row: dict[str, Any], summary: RunSummary, storage: Storage, now: float
+) -> dict[str, Any]:
+    """The row of a run at work, with a word in it where its summary is no longer written: then
+    what fails cannot be told by the run itself.
+    """
+    silent = now - parse_iso(summary.time) if summary.time else 0.0
+    if row["save_fault"] is not None or silent < SILENT_S:
+        return row
+    words = full_words(storage) or "the run cannot write to its storage, or does not answer"
+    return {**row, "save_fault": {"since": summary.time, "message": words}}
 
 
 def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
@@ -178,6 +236,8 @@ def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         "eta_s",
         "next",
         "attended",
+        "lost_exact",
+        "save_fault",
     )
     return {**{name: row.get(name) for name in fields}, "last_checkpoint": checkpoint}
 

@@ -204,8 +204,11 @@ def first_look(registry: Registry, clock: Clock, entry: RunEntry) -> Looked:
     if phase == "running" and look.summary is not None and known["state"] != State.CANCELLING:
         state = _live_state(known["state"], look.summary.phase)
         row = rows.with_summary({**known, "state": state, "next": None}, look.summary)
+        row = rows.with_news(row, look.summary, run.storage, now)
         return Snapshot(look.attended(run, row), now), None
     row, fault = look.told(known, entry.seen_at)
+    if row["state"] == State.RUNNING and look.summary is not None:
+        row = rows.with_news(row, look.summary, run.storage, now)
     return Snapshot(look.attended(run, row), now, fault), lambda: _whole(run, known, now)
 
 
@@ -266,9 +269,13 @@ def _whole(run: Run, known: dict[str, Any], now: float) -> Snapshot:
 
 def _still_waiting(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What only a controller learns, why a submission was not taken, stays until it is taken."""
-    if known["reason"] != rows.FULL or found["backend_job_id"] is not None:
-        return found
-    return {**found, **{name: known[name] for name in ("reason", "message")}}
+    kept = {name: known[name] for name in ("reason", "message")}
+    if known["reason"] == rows.FULL and found["backend_job_id"] is None:
+        return {**found, **kept}
+    same = (known["state"], known["attempt"]) == (found["state"], found["attempt"])
+    if known.get("storage_wait") and same:
+        return {**found, **kept, "next": known["next"]}
+    return found
 
 
 def _live_state(known: str, phase: str) -> str:

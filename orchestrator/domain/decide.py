@@ -17,6 +17,7 @@ the job gone, last attempt taken away
 the job gone, last attempt ended with
     75, 76                             -> Requeue (free; ten without a commit: Hold)
     79                                 -> Requeue (somebody else's start was stale)
+    74, the storage takes no writes    -> Requeue (free) once it takes some again
     77, plan can shrink                -> Requeue (free)
     78 contract, checkpoint            -> Hold, naming the flags of the least destructive cure
     78 damaged, version                -> Hold
@@ -39,10 +40,11 @@ from orchestrator.contract.codes import ExitCode
 from orchestrator.domain.facts import NO_FAULT, AttemptFacts, Policy, RunFacts
 from orchestrator.domain.resume import ONLY_THERE
 from orchestrator.domain.signature import signature
-from orchestrator.domain.verdict import Verdict
+from orchestrator.domain.verdict import STORAGE, Verdict
 
 FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
-
+STORAGE_WAIT_S, STORAGE_CAP_S = 10.0, 300.0
+"""Between two tries of a storage that takes no writes: at first, and at most."""
 HOLDING_REASONS = ("contract", "checkpoint")
 ROOM_CAP_S = 300.0
 """Longest back-off of a job that waits for room."""
@@ -83,6 +85,8 @@ class Requeue:
 
     reason: str
     not_before: float = 0.0
+    storage: str = ""
+    """What the storage said when it took no writes: submit only once it takes them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def starts_again_now(facts: RunFacts) -> bool:
     of the controller's: where `decide` would requeue it without a back-off.
     """
     decision = decide(facts)
-    return isinstance(decision, Requeue) and decision.not_before == 0.0
+    return isinstance(decision, Requeue) and decision.not_before == 0.0 and not decision.storage
 
 
 def _after_end(facts: RunFacts) -> Decision:
@@ -154,6 +158,8 @@ def _after_end(facts: RunFacts) -> Decision:
         return _held_without_commit(facts) or Requeue(f"taken away ({last.ending or 'restarted'})")
     if last.ending == "timeout":
         return _after_time_limit(facts)
+    if verdict.code == ExitCode.STORAGE:
+        return _after_storage(facts, verdict)
     if verdict.code in FREE:
         return _after_preemption(facts, verdict)
     if verdict.code == ExitCode.OUT_OF_MEMORY and last.oom_can_shrink:
@@ -168,6 +174,9 @@ def _ended_unclaimed(facts: RunFacts) -> Decision:
     if facts.ending == "refused":
         return Hold("refused", facts.detail or "refused before its agent started (78)")
     since = facts.submitted_at or 0.0
+    if facts.ending == "storage":
+        words = "the run storage took no writes when its agent started"
+        return Requeue(STORAGE, (facts.submitted_at or 0.0) + STORAGE_WAIT_S, words)
     if facts.ending in NO_FAULT:
         pause = room_backoff_s(facts.policy, facts.taken_unclaimed)
         return Requeue(f"taken away ({facts.ending})", since + pause)
@@ -185,7 +194,22 @@ def _ended_unclaimed(facts: RunFacts) -> Decision:
 
 
 def _after_preemption(facts: RunFacts, verdict: Verdict) -> Decision:
-    return _held_without_commit(facts) or Requeue(verdict.reason)
+    assert facts.last is not None
+    return _held_without_commit(facts) or Requeue(verdict.reason, storage=facts.last.unsaved)
+
+
+def _after_storage(facts: RunFacts, verdict: Verdict) -> Decision:
+    """Without limit, because it is the storage that is waited for; an attempt that fails again
+    although the storage took a try is followed by the next one ever later.
+    """
+    assert facts.last is not None
+    again = 0
+    for attempt in reversed(facts.attempts):
+        if attempt.commits or attempt.verdict is None or attempt.verdict.code != ExitCode.STORAGE:
+            break
+        again += 1
+    wait = 0.0 if again < 2 else min(STORAGE_CAP_S, STORAGE_WAIT_S * 2.0 ** (again - 2))
+    return Requeue(STORAGE, (facts.last.ended_at or 0.0) + wait, verdict.message or STORAGE)
 
 
 def _after_time_limit(facts: RunFacts) -> Decision:
@@ -203,7 +227,8 @@ def _after_time_limit(facts: RunFacts) -> Decision:
 
 def _held_without_commit(facts: RunFacts) -> Hold | None:
     limit = facts.policy.max_attempts_without_commit
-    recent = [a for a in facts.attempts if not a.suspended][-limit:]
+    # What could not be saved because of the storage says nothing of this run.
+    recent = [a for a in facts.attempts if not (a.suspended or a.unsaved)][-limit:]
     if len(recent) < limit or any(a.commits for a in recent):
         return None
     policy = facts.policy
@@ -286,7 +311,12 @@ def same_error_in_a_row(attempts: tuple[AttemptFacts, ...]) -> int:
 
 def _is_failure(attempt: AttemptFacts) -> bool:
     verdict = attempt.verdict
-    if verdict is None or verdict.code in FREE or attempt.lost or attempt.ending == "timeout":
+    if (
+        verdict is None
+        or verdict.code in (*FREE, ExitCode.STORAGE)
+        or attempt.lost
+        or attempt.ending == "timeout"
+    ):
         return False
     return not (verdict.code == ExitCode.OUT_OF_MEMORY and attempt.oom_can_shrink)
 

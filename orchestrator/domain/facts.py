@@ -39,6 +39,10 @@ class AttemptFacts:
     """It left neither a verdict nor a notice: `ended_at` says only when it was claimed."""
     started_at: float | None = None
     """When it was claimed, in seconds since the epoch."""
+    unsaved: str = ""
+    """What the storage said when it took no checkpoint of this attempt any more: then that is
+    why it made no progress.
+    """
     failed_on: tuple[str, ...] = ()
     """Nodes that crashed or left no word; not those that only followed them."""
 

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.contract.codes import CRASH, ExitCode
-from orchestrator.contract.records import LogRecord, SlotRecord, StopRecord, VerdictRecord
+from orchestrator.contract.records import (
+    Ending,
+    LogRecord,
+    SlotRecord,
+    StopRecord,
+    VerdictRecord,
+)
 
 PREEMPTED = "preempted"
 CANCELLED = "cancelled"
+STORAGE = "storage"
 CANCEL = "cancel"
 """The notice of a cancel, beside the names of signals."""
 
@@ -34,8 +41,12 @@ def attempt_verdict(
     slots: Sequence[SlotRecord],
     stops: Sequence[StopRecord],
     verdicts: Sequence[VerdictRecord],
+    ending: Ending = "",
 ) -> Verdict:
     """The verdict of an attempt that has ended on every node.
+
+    ending: how the scheduler says that its job ended; it counts where nothing was stored, which
+    a full storage may have refused
 
     A claimed slot without a verdict counts as killed. Errors after a notice are no crash.
     Every attempt but the newest is fenced by its successor in the end; it counts as fenced
@@ -50,6 +61,10 @@ def attempt_verdict(
         return Verdict(ExitCode.NOT_OWNER, "fenced", f"replaced by attempt {fence}")
     if stops or any(v.notice for v in verdicts):
         return _served(ExitCode.PREEMPTED_NOTHING_NEW, stops, verdicts)
+    if not verdicts and ending in ("preempted", "stopped"):
+        return Verdict(ExitCode.PREEMPTED_NOTHING_NEW, PREEMPTED, "it left no verdict")
+    if not verdicts and ending == "storage":
+        return Verdict(ExitCode.STORAGE, STORAGE, "the run storage took no writes")
     return _without_notice(slots, verdicts)
 
 
@@ -64,7 +79,7 @@ def _committed_at_notice(
 
 def _without_notice(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecord]) -> Verdict:
     by_code = {v.code: v for v in verdicts}
-    for code in (ExitCode.OUT_OF_MEMORY, ExitCode.REFUSED):
+    for code in (ExitCode.OUT_OF_MEMORY, ExitCode.REFUSED, ExitCode.STORAGE):
         if code in by_code:
             return Verdict(code, by_code[code].reason, by_code[code].message)
     crash = next((v for v in verdicts if v.code not in (0, ExitCode.NOT_OWNER)), None)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
 from orchestrator.clock import Clock
-from orchestrator.contract.codes import CRASH, ExitCode
-from orchestrator.domain.verdict import attempt_verdict
+from orchestrator.contract.codes import CRASH, PREEMPTIONS, ExitCode
+from orchestrator.contract.records import VerdictRecord
+from orchestrator.contract.spec import TrainSpec
+from orchestrator.domain.verdict import CANCEL, CANCELLED, attempt_verdict
 from orchestrator.errors import (
     CheckpointError,
     ContractRefused,
@@ -16,8 +22,10 @@ from orchestrator.errors import (
     StorageError,
     UserError,
 )
+from orchestrator.helper import evidence, reading
+from orchestrator.helper.keeper import Keeper
 from orchestrator.storage import attempts
-from orchestrator.storage.protocol import Storage
+from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import RunLog
 
 POLL_S = 0.2
@@ -37,18 +45,96 @@ def await_others(storage: Storage, clock: Clock, attempt: int, seconds: float) -
         clock.sleep(POLL_S)
 
 
-def attempt_code(storage: Storage, log: RunLog, attempt: int, own: int) -> int:
-    """Exit code of the attempt as a whole; this node's `own` if the storage is away."""
+def attempt_code(
+    storage: Storage,
+    log: RunLog,
+    attempt: int,
+    own: int,
+    unstored: VerdictRecord | None = None,
+) -> int:
+    """Exit code of the attempt as a whole; this node's `own` if the storage is away.
+
+    unstored: this node's verdict, where the storage did not take it
+    """
+    verdicts = [] if unstored is None else [unstored]
     try:
         return attempt_verdict(
             attempt,
             log.read().records,
             attempts.read_slots(storage, attempt),
             attempts.read_stops(storage, attempt),
-            attempts.read_verdicts(storage, attempt),
+            [*attempts.read_verdicts(storage, attempt), *verdicts],
         ).code
     except (StorageError, CheckpointError):
         return own
+
+
+def is_done(log: RunLog) -> bool:
+    """True if the run is known to be finished."""
+    try:
+        return log.read().is_done()
+    except (StorageError, CheckpointError):
+        return False
+
+
+def told(record: VerdictRecord) -> dict[str, Any]:
+    """What the event of a verdict says."""
+    return {
+        "code": record.code,
+        "reason": record.reason,
+        "message": record.message,
+        "notice_to_exit_s": record.notice_to_exit_s,
+    }
+
+
+def write_verdict(
+    storage: Storage, record: VerdictRecord, sweep: Callable[[], None] | None
+) -> None:
+    """Store a verdict; once more after `sweep`, which frees the room of saves that the end of the
+    ranks has cut off.
+    """
+    try:
+        attempts.write_verdict(storage, record)
+    except StorageError:
+        if sweep is None:
+            raise
+        sweep()
+        attempts.write_verdict(storage, record)
+
+
+def sweep(storage: Storage, keeper: Keeper, attempt: int, nodes: int) -> None:
+    """Free what failed saves have left, once no rank of any node can commit it any more."""
+    with suppress(StorageError, CheckpointError):
+        if nodes == 1 or attempts.has_ended(storage, attempt):
+            keeper.sweep_ended()
+
+
+def notice(storage: Storage, signal: str | None) -> str | None:
+    """A cancel reaches the agent as a signal like any other: the tombstone tells them apart."""
+    if signal is None:
+        return None
+    try:
+        return CANCEL if attempts.has_tombstone(storage) else signal
+    except StorageError:
+        return signal
+
+
+def starts_again(
+    storage: Storage, log: RunLog, spec: TrainSpec, unstored: VerdictRecord | None, code: int
+) -> bool:
+    """Whether `decide` would start this job again at once, so that the scheduler may.
+
+    unstored: this node's verdict, where the storage did not take it. A preemption is known here
+    only then, and the job's next start, which the storage may refuse, is the best word of it.
+    """
+    if unstored is not None:
+        served = unstored.notice not in (None, CANCEL) and unstored.cause != CANCELLED
+        return served and code in PREEMPTIONS
+    try:
+        job = reading.job(storage, spec.resolved)
+        return evidence.starts_again(storage, log, job, spec.submission)
+    except QvlError:
+        return False
 
 
 def refusal_code(fault: QvlError) -> tuple[int, str]:
@@ -65,4 +151,8 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.REFUSED, "version"
     if isinstance(fault, UserError):
         return ExitCode.REFUSED, "user"
-    return CRASH, PEERS if isinstance(fault, PeersMissing) else "storage"
+    if isinstance(fault, PeersMissing):
+        return CRASH, PEERS
+    if isinstance(fault, NotFound) or not isinstance(fault, StorageError):
+        return CRASH, "storage"
+    return ExitCode.STORAGE, "storage"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.clock import parse_iso
-from orchestrator.contract.codes import CRASH
+from orchestrator.contract.codes import CRASH, ExitCode
 from orchestrator.contract.records import (
     ClaimRecord,
     Ending,
@@ -18,7 +18,7 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.domain.batch import at_floor
 from orchestrator.domain.decide import starts_again_now
 from orchestrator.domain.facts import NO_FAULT, AttemptFacts, Policy, RunFacts, taken_away
-from orchestrator.domain.verdict import CANCELLED, attempt_verdict
+from orchestrator.domain.verdict import CANCELLED, Verdict, attempt_verdict
 from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import Storage
@@ -51,14 +51,15 @@ def unclaimed(
     submissions: Sequence[SubmissionRecord], claims: Sequence[ClaimRecord], ending: Ending
 ) -> tuple[int, int]:
     """Newest submissions in a row without an attempt, since a person last said `resume`: those
-    that failed to start, and those that the scheduler took away. `ending`: of the newest one.
+    that failed to start, and those that the scheduler took away (not those whose storage took no
+    claim). `ending`: of the newest one.
     """
     claimed = max((c.submission for c in claims), default=0)
     since = max(claimed + 1, _resumed_at(submissions))
     ended = {s.number - 1: s.ended for s in submissions[1:]}
     mine = [ended.get(s.number, ending) for s in submissions if s.number >= since]
     taken = sum(1 for e in mine if e in NO_FAULT)
-    return len(mine) - taken, taken
+    return len(mine) - taken - mine.count("storage"), taken
 
 
 def recent(budgets: Policy) -> int:
@@ -180,7 +181,7 @@ def _ended(
     slots = attempts.read_slots(storage, number)
     stops = attempts.read_stops(storage, number)
     verdicts = attempts.read_verdicts(storage, number)
-    verdict = attempt_verdict(number, view.records, slots, stops, verdicts)
+    verdict = attempt_verdict(number, view.records, slots, stops, verdicts, ending)
     silent = not verdicts and not stops
     lost = taken_away(
         ending,
@@ -200,8 +201,17 @@ def _ended(
         lost=lost,
         silent=silent,
         started_at=parse_iso(claim.time) if claim.time else None,
+        unsaved=_unsaved(verdict, verdicts, ending),
         failed_on=_failed_on(slots, verdicts),
     )
+
+
+def _unsaved(verdict: Verdict, verdicts: Sequence[VerdictRecord], ending: Ending) -> str:
+    """What the storage said to the attempt's last save, or that it did not even take a verdict."""
+    words = next((v.unsaved for v in verdicts if v.unsaved), "")
+    if words or verdict.code == ExitCode.STORAGE:
+        return words or verdict.message
+    return "it took no verdict" if not verdicts and ending == "stopped" else ""
 
 
 def _failed_on(slots: Sequence[SlotRecord], verdicts: Sequence[VerdictRecord]) -> tuple[str, ...]:

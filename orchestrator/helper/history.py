@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.contract import layout
+from orchestrator.contract.records import Ending
 from orchestrator.contract.summary import RunSummary
 from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import RecordDamaged
@@ -10,7 +11,7 @@ from orchestrator.storage import attempts, records
 from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import LogView
-from orchestrator.storage.segments import read_segments
+from orchestrator.storage.segments import read_events, read_segments
 
 
 def read_summary(storage: Storage) -> RunSummary | None:
@@ -21,14 +22,16 @@ def read_summary(storage: Storage) -> RunSummary | None:
         return None
 
 
-def first_summary(storage: Storage, view: LogView, run_id: str, attempt: int) -> RunSummary:
-    """The summary of an attempt that has just been claimed."""
-    before = read_summary(storage)
+def first_summary(
+    storage: Storage, view: LogView, run_id: str, attempt: int, before: RunSummary | None
+) -> RunSummary:
+    """The summary of an attempt that has just been claimed; `before` is what stood there."""
     live = live_commits(view)
     newest = live[-1] if live else None
     preemptions = 0
+    endings = _endings(storage)
     for number in attempts.attempt_numbers(storage):
-        if number < attempt and _preempted(storage, view, number):
+        if number < attempt and _preempted(storage, view, number, endings.get(number, "")):
             preemptions += 1
     return RunSummary(
         run_id=run_id,
@@ -48,32 +51,51 @@ def first_summary(storage: Storage, view: LogView, run_id: str, attempt: int) ->
         and before.checkpoint_step == newest.commit().step,
         preemptions=preemptions,
         lost_steps=before.lost_steps if before else 0,
+        lost_exact=before.lost_exact if before else True,
         eta_s=None,
         time="",
     )
 
 
-def _preempted(storage: Storage, view: LogView, attempt: int) -> bool:
+def _endings(storage: Storage) -> dict[int, Ending]:
+    """How the scheduler says that the jobs of earlier submissions ended, by their last attempt."""
+    last = {claim.submission: claim.attempt for claim in attempts.read_claims(storage)}
+    submissions = attempts.read_submissions(storage)
+    return {last[s.number - 1]: s.ended for s in submissions if s.number - 1 in last}
+
+
+def _preempted(storage: Storage, view: LogView, attempt: int, ending: Ending) -> bool:
     verdict = attempt_verdict(
         attempt,
         view.records,
         attempts.read_slots(storage, attempt),
         attempts.read_stops(storage, attempt),
         attempts.read_verdicts(storage, attempt),
+        ending,
     )
     return verdict.preempted
 
 
-def lost_steps(storage: Storage, attempt: int, start_step: int) -> int:
-    """Steps that the attempt before computed and this one must compute again."""
+def lost_steps(
+    storage: Storage, attempt: int, start_step: int, summary: RunSummary | None
+) -> tuple[int, bool]:
+    """Steps that the attempt before computed and this one must compute again, and whether that
+    is all: an attempt that could not write its last word may have come further.
+
+    summary: as the attempt before left it
+    """
     if attempt <= 1:
-        return 0
-    reached = max(
-        (
-            int(line["step"])
-            for _, line in read_segments(storage, layout.metrics(attempt - 1, 0))
-            if isinstance(line, dict) and isinstance(line.get("step"), int)
-        ),
-        default=start_step,
-    )
-    return max(0, reached - start_step)
+        return 0, True
+    before = attempt - 1
+    lines = [line for _, line in read_segments(storage, layout.metrics(before, 0))]
+    known = [
+        int(n["step"]) for n in lines if isinstance(n, dict) and isinstance(n.get("step"), int)
+    ]
+    exact = False
+    if summary is not None and summary.attempt == before:
+        known.append(summary.step)
+        exact = summary.phase in ("starting", "ended")
+    for event in read_events(storage, before, ("save_failed", "save_started", "stop_agreed")):
+        step = event["data"].get("step")
+        known += [step] if isinstance(step, int) else []
+    return max(0, max(known, default=start_step) - start_step), exact

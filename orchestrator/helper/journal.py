@@ -20,6 +20,10 @@ from orchestrator.storage.records import encode_pretty
 from orchestrator.storage.segments import SegmentWriter
 
 FLUSH_S = 2.0
+BEAT_S = 30.0
+"""summary.json is written so often even if nothing has changed: its age tells readers whether
+the storage takes writes.
+"""
 
 
 class Journal:
@@ -124,11 +128,17 @@ class SummaryWriter:
             force
             or old is None
             or (
-                (old.phase, old.checkpoint_step, old.checkpoint_verified)
-                != (self.now.phase, self.now.checkpoint_step, self.now.checkpoint_verified)
+                (old.phase, old.checkpoint_step, old.checkpoint_verified, old.save_fault)
+                != (
+                    self.now.phase,
+                    self.now.checkpoint_step,
+                    self.now.checkpoint_verified,
+                    self.now.save_fault,
+                )
             )
         )
-        if not urgent and (now - self._written_at < self._report_s or old == self.now):
+        since = now - self._written_at
+        if not urgent and since < (BEAT_S if old == self.now else self._report_s):
             return
         stamped = replace(self.now, time=iso(self._clock.now()))
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,8 @@ class Keeper:
         """What this attempt has heard of; earlier ones are read when they matter first."""
         self._earlier: dict[int, float] | None = None
         self._report = report
+        self._litter: int | None = None
+        """The newest step whose save has failed, or was given up, until what it left is gone."""
         self._verified: set[int] = set()
         self._uploaded: set[int] = set()
         self._wanted: queue.Queue[str] = queue.Queue()
@@ -69,6 +72,13 @@ class Keeper:
         """Take an event of this attempt, in the order in which things happened."""
         if kind == "committed":
             self.committed()
+        elif kind in ("save_failed", "save_superseded"):
+            self._litter = max(self._litter or 0, int(data.get("step") or 0))
+            if kind == "save_failed":
+                # What is given up, or left over, may be the room that the next one lacks.
+                self._wanted.put("clean")
+                self._wanted.put("retain")
+                self._begin()
         elif kind == "evaluated":
             known = loss_of(data)
             self._evaluations.update([known] if known else [])
@@ -125,6 +135,7 @@ class Keeper:
                 return
             self._verified.add(newest.seq)
             self._report("verified", {"step": newest.commit().step, "seq": newest.seq})
+        self._sweep_failed(live)
         pinned = self._pinned(live)
         for record in to_retire(
             live, keep_last=self._keep_last, verified=self._verified, pinned=pinned
@@ -178,6 +189,31 @@ class Keeper:
             return
         for directory in checkpoints.leftovers(self._storage, view, self._attempt):
             checkpoints.remove_files(self._storage, directory)
+
+    def _sweep_failed(self, live: Sequence[LogRecord]) -> None:
+        newest = live[-1] if live and live[-1].attempt == self._attempt else None
+        failed = self._litter
+        if failed is not None and newest is not None and newest.commit().step > failed:
+            self._sweep(self._log, newest.commit().step)
+            self._litter = None
+
+    def _sweep(self, log: RunLog, step: int) -> None:
+        """Remove what failed saves of earlier steps have left: no commit of them can come any
+        more once that of `step` stands.
+        """
+        view = log.read()
+        for directory in checkpoints.leftovers(self._storage, view, self._attempt + 1):
+            older = layout.is_checkpoint_before(directory, self._attempt, step)
+            if older and not view.unreadable:
+                checkpoints.remove_files(self._storage, directory)
+
+    def sweep_ended(self) -> None:
+        """The same for all steps, once every process of this attempt has ended. Not on an object
+        store, where a request of theirs may still be on its way: the next attempt does it there.
+        """
+        if self._storage.local_path(layout.LOG) is None:
+            return
+        self._sweep(RunLog(self._storage), sys.maxsize)
 
     def _abort_uploads(self) -> None:
         """Give up uploads of fenced attempts, and whatever is older than any save takes."""

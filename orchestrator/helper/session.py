@@ -15,16 +15,16 @@ from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import VerdictRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
+from orchestrator.contract.summary import RunSummary
 from orchestrator.contract.wire import Message, encode
 from orchestrator.domain.continuity import conditions
-from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import (
     CheckpointError,
     NotOwner,
     QvlError,
     StorageError,
 )
-from orchestrator.helper import ending, evidence, history, reading
+from orchestrator.helper import ending, history, reading
 from orchestrator.helper import facts as fact_sheet
 from orchestrator.helper.cause import Cause, Witness
 from orchestrator.helper.choose import Chooser
@@ -39,7 +39,7 @@ from orchestrator.helper.patient import START_S, patiently
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
 from orchestrator.helper.watch import PeerEnded, Watcher
 from orchestrator.storage import attempts
-from orchestrator.storage.protocol import Storage
+from orchestrator.storage.protocol import HasReserve, Storage
 from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import local_tier
 
@@ -75,6 +75,12 @@ class Session:
         self._keeper: Keeper | None = None
         self._copies: NodeCopies | None = None
         self._cause = ""
+        self._before: RunSummary | None = None
+        """summary.json as the attempt before has left it."""
+        self._save_fault = ""
+        """What the storage said of the newest save, if that failed."""
+        self._unstored: VerdictRecord | None = None
+        """This node's verdict, if the storage did not take it."""
         self._warned = ""
         self._startup = Startup(clock, self._event, self._started)
         self._witness = Witness(os.environ, spec.key, clock, self._from_witness)
@@ -92,6 +98,7 @@ class Session:
             else:
                 self._startup.skip()
                 self._event("warning", {"message": "the storage helper was restarted"})
+            self._make_reserve()
         except NoticeMet:
             self._wait_for_outcome()
             return 0
@@ -141,7 +148,10 @@ class Session:
             },
         )
         if slot == 0:
-            first = history.first_summary(self._storage, self._log.read(), spec.run_id, attempt)
+            self._before = self._before or history.read_summary(self._storage)
+            first = history.first_summary(
+                self._storage, self._log.read(), spec.run_id, attempt, self._before
+            )
             self._summary = SummaryWriter(self._storage, self._clock, first, spec.report_s)
             self._summary.write(force=True)
             self._keeper = Keeper(
@@ -209,10 +219,13 @@ class Session:
         point = chooser.choose(reading.submission(self._storage, self._spec.submission).start)
         attempts.write_start(self._storage, claimed.claim.attempt, point)
         if self._summary is not None:
-            lost = history.lost_steps(self._storage, claimed.claim.attempt, point.step)
+            lost, exact = history.lost_steps(
+                self._storage, claimed.claim.attempt, point.step, self._before
+            )
             self._summary.change(
                 step=point.step,
                 lost_steps=self._summary.now.lost_steps + lost,
+                lost_exact=self._summary.now.lost_exact and exact,
                 checkpoint_verified=point.kind == "checkpoint",
             )
         if self._keeper is not None:
@@ -223,7 +236,7 @@ class Session:
         """Say no: to the agent, and in the run directory if the attempt is ours."""
         code, reason = ending.refusal_code(fault)
         # A start that finds the run finished is, for the batch script, a job that is done.
-        word = ExitCode.DONE if isinstance(fault, NotOwner) and self._is_done() else code
+        word = ExitCode.DONE if isinstance(fault, NotOwner) and ending.is_done(self._log) else code
         if self._claimed is not None:
             self._event("error", {"message": str(fault), "reason": reason})
             self._store_verdict({"code": code, "reason": reason, "message": str(fault)})
@@ -233,12 +246,6 @@ class Session:
         said = {"code": code, "reason": reason, "message": str(fault), "verdict": int(word)}
         self._send("refused", said)
         return 0
-
-    def _is_done(self) -> bool:
-        try:
-            return self._log.read().is_done()
-        except (StorageError, CheckpointError):
-            return False
 
     # --- serve
 
@@ -272,6 +279,11 @@ class Session:
 
     def _take_event(self, kind: str, data: Mapping[str, Any], rank: int | None) -> None:
         self._event(kind, data, rank)
+        if kind == "save_failed":
+            self._take_save_fault(str(data.get("message")), storage=bool(data.get("storage")))
+        elif kind == "committed":
+            self._take_save_fault("", storage=True)
+            self._make_reserve()
         if kind == "committed" and self._summary is not None:
             self._summary.change(
                 checkpoint_step=data.get("step"),
@@ -281,6 +293,17 @@ class Session:
             )
         if self._keeper is not None:
             self._keeper.heard(kind, data)
+
+    def _take_save_fault(self, words: str, *, storage: bool) -> None:
+        """What `status` says while saves fail; nothing once one has succeeded."""
+        self._save_fault = words if storage else ""
+        if self._summary is not None:
+            since = self._summary.now.save_fault_since or iso(self._clock.now())
+            self._summary.change(save_fault=words, save_fault_since=since if words else "")
+
+    def _make_reserve(self) -> None:
+        if isinstance(self._storage, HasReserve) and self._held().slot.slot == 0:
+            self._storage.make_reserve()
 
     def _take_phase(self, phase: str, message: Message, rank: int | None) -> None:
         seconds = float(message.get("seconds") or 0.0)
@@ -345,21 +368,17 @@ class Session:
         if self._held().slot.slot == 0:
             seconds = float(message.get("seconds") or 0.0)
             ending.await_others(self._storage, self._clock, attempt, seconds)
-        code = ending.attempt_code(self._storage, self._log, attempt, int(message["code"]))
-        self._send("verdict", {"code": code, "again": self._starts_again()})
+        own = int(message["code"])
+        code = ending.attempt_code(self._storage, self._log, attempt, own, self._unstored)
+        if self._keeper is not None and self._save_fault:
+            ending.sweep(self._storage, self._keeper, attempt, self._spec.nodes)
+        again = ending.starts_again(self._storage, self._log, self._spec, self._unstored, code)
+        self._send("verdict", {"code": code, "again": again})
         if self._keeper is not None:
             patience = float(message.get("seconds") or FINISH_S)
             waits = code == ExitCode.DONE or self._keeper.uploads
             self._keeper.finish(patience if waits else 0.0)
         self._close()
-
-    def _starts_again(self) -> bool:
-        """Whether `decide` would start this job again at once, so that the scheduler may."""
-        try:
-            job = reading.job(self._storage, self._spec.resolved)
-            return evidence.starts_again(self._storage, self._log, job, self._spec.submission)
-        except QvlError:
-            return False
 
     def _store_verdict(self, fields: Mapping[str, Any]) -> None:
         claimed = self._held()
@@ -370,33 +389,20 @@ class Session:
             reason=str(fields["reason"]),
             message=str(fields.get("message") or ""),
             rank_codes=tuple(fields.get("rank_codes") or ()),
-            notice=self._notice(fields.get("notice")),
+            notice=ending.notice(self._storage, fields.get("notice")),
             cause=self._cause,
             notice_to_exit_s=fields.get("notice_to_exit_s"),
+            unsaved=self._save_fault,
             time=iso(self._clock.now()),
         )
-        self._event(
-            "verdict",
-            {
-                "code": record.code,
-                "reason": record.reason,
-                "message": record.message,
-                "notice_to_exit_s": record.notice_to_exit_s,
-            },
-        )
+        self._event("verdict", ending.told(record))
+        # Of one node: elsewhere ranks may still be at work on what would be swept.
+        sweep = self._keeper.sweep_ended if self._keeper and self._spec.nodes == 1 else None
         try:
-            attempts.write_verdict(self._storage, record)
+            ending.write_verdict(self._storage, record, sweep)
         except (StorageError, CheckpointError) as fault:
+            self._unstored = record
             self._event("warning", {"message": f"verdict not stored: {fault.message}"})
-
-    def _notice(self, signal: str | None) -> str | None:
-        """A cancel reaches the agent as a signal like any other: the tombstone tells them apart."""
-        if signal is None:
-            return None
-        try:
-            return CANCEL if attempts.has_tombstone(self._storage) else signal
-        except StorageError:
-            return signal
 
     def _close(self) -> None:
         if self._summary is not None:

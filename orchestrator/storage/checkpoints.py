@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from orchestrator.contract.manifest import (
     encode_manifest,
 )
 from orchestrator.contract.records import Commit, LogRecord, Retire
-from orchestrator.errors import CheckpointError, NewerVersion
+from orchestrator.errors import CheckpointError, NewerVersion, StorageError
 from orchestrator.storage import copies
 from orchestrator.storage.hashing import ContentHash, hash_bytes
 from orchestrator.storage.protocol import Damaged, NotFound, Storage
@@ -268,6 +269,15 @@ def retire(
     written = log.append("retire", attempt, to_json(body))
     remove_files(storage, body.directory)
     return written
+
+
+def discard(storage: Storage, directory: str) -> None:
+    """Free what a failed save has written; best effort: a later attempt looks for it again.
+
+    Only for a directory of which it is certain that no commit record names it or ever will.
+    """
+    with suppress(StorageError):
+        remove_files(storage, directory)
 
 
 def leftovers(storage: Storage, view: LogView, below: int) -> dict[str, int]:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from orchestrator.contract import layout
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.contract.regular import NotRegular, open_regular, read_regular
 from orchestrator.errors import StorageError, UserError
@@ -33,6 +34,9 @@ from orchestrator.storage.protocol import (
     Taken,
     path_parts,
 )
+from orchestrator.storage.reserve import FULL, Reserve
+
+T = TypeVar("T")
 
 EARLY_BYTES = 16 << 20
 """A large file goes to the disk in such pieces while it is still being written."""
@@ -55,6 +59,7 @@ class PosixStorage:
         self._dir_mode = 0o2770 if shared else 0o700
         self._durable: set[Path] = set()
         """Folders whose own entry was fsynced, by whoever made them."""
+        self._reserve = Reserve(root, self._file_mode, self._dir_mode)
 
     @property
     def uri(self) -> str:
@@ -96,26 +101,14 @@ class PosixStorage:
     def put(self, path: str, data: bytes) -> None:
         with _translated(path):
             target = self._at(path)
-            tmp = self._write_tmp(target, data)
-            with _removed_on_failure(tmp):
-                os.replace(tmp, target)
-            _fsync_dir(target.parent)
+            with self._dropped_on_failure(target.parent):
+                self._with_reserve(path, lambda: self._put(target, data))
 
     def create(self, path: str, data: bytes) -> Created | Taken:
         with _translated(path):
             target = self._at(path)
-            if target.exists():
-                return self._settle(target, data)
-            tmp = self._write_tmp(target, data)
-            try:
-                _name_new(tmp, target)
-            except FileExistsError:
-                return self._settle(target, data)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(tmp)
-            _fsync_dir(target.parent)
-            return Created()
+            with self._dropped_on_failure(target.parent):
+                return self._with_reserve(path, lambda: self._create(target, data))
 
     def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
         with _translated(prefix):
@@ -150,15 +143,63 @@ class PosixStorage:
     def write_stream(self, path: str) -> Iterator[Sink]:
         with _translated(path):
             target = self._at(path)
-            self._make_dir(target.parent)
-            sink = _FileSink(target, self._file_mode)
+            with self._dropped_on_failure(target.parent):
+                self._make_dir(target.parent)
+                sink = _FileSink(target, self._file_mode)
+                try:
+                    yield sink
+                    sink.finish()
+                    _fsync_dir(target.parent)
+                except BaseException:
+                    sink.abandon()
+                    raise
+
+    def make_reserve(self) -> bool:
+        """See protocol.HasReserve."""
+        return self._reserve.make()
+
+    def check_room(self, size_bytes: int) -> None:
+        """See protocol.HasReserve."""
+        name = f"{layout.RESERVE}{size_bytes}"
+        with _translated(name):
+            tmp = self._write_tmp(self._at(name), b"")
             try:
-                yield sink
-            except BaseException:
-                sink.abandon()
+                fd = os.open(tmp, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.posix_fallocate(fd, 0, max(1, size_bytes))
+                finally:
+                    os.close(fd)
+            finally:
+                tmp.unlink()
+
+    def _with_reserve(self, path: str, write: Callable[[], T]) -> T:
+        """What `write` gives; tried once more with the reserve's room, if `path` may have it."""
+        try:
+            return write()
+        except OSError as fault:
+            if fault.errno not in FULL or not layout.is_vital(path) or not self._reserve.release():
                 raise
-            sink.finish()
-            _fsync_dir(target.parent)
+        return write()
+
+    def _put(self, target: Path, data: bytes) -> None:
+        tmp = self._write_tmp(target, data)
+        with _removed_on_failure(tmp):
+            os.replace(tmp, target)
+        _fsync_dir(target.parent)
+
+    def _create(self, target: Path, data: bytes) -> Created | Taken:
+        if target.exists():
+            return self._settle(target, data)
+        tmp = self._write_tmp(target, data)
+        try:
+            _name_new(tmp, target)
+        except FileExistsError:
+            return self._settle(target, data)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(tmp)
+        _fsync_dir(target.parent)
+        return Created()
 
     def _at(self, path: str) -> Path:
         return self._root.joinpath(*path_parts(path))
@@ -180,8 +221,8 @@ class PosixStorage:
                 yield Entry(Path(item.path).relative_to(self._root).as_posix(), size)
 
     def _write_tmp(self, target: Path, data: bytes) -> Path:
-        self._make_dir(target.parent)
         tmp = target.parent / f"{TMP}{secrets.token_hex(8)}"
+        self._make_dir(target.parent)
         with _removed_on_failure(tmp):
             _write_all(_open_new(tmp, self._file_mode), data)
         return tmp
@@ -209,6 +250,16 @@ class PosixStorage:
             _fsync_dir(path.parent)
             self._durable.add(path)
 
+    @contextmanager
+    def _dropped_on_failure(self, folder: Path) -> Iterator[None]:
+        """Folders that were made for what could not be written cost an inode each."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self._drop_empty(folder)
+            raise
+
     def _drop_empty(self, folder: Path) -> None:
         while folder != self._root and self._root in folder.parents:
             try:
@@ -225,6 +276,7 @@ class _FileSink:
     def __init__(self, target: Path, mode: int) -> None:
         with suppress(FileNotFoundError):
             target.unlink()
+        self._target = target
         self._file = _open_new(target, mode)
         self._content = ContentHash()
         self._written = self._begun = 0
@@ -257,17 +309,26 @@ class _FileSink:
         return self._content.entry(path)
 
     def finish(self) -> None:
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError:
-            self.abandon()
-            raise
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._inode = _inode(os.fstat(self._file.fileno()))
         self._file.close()
 
     def abandon(self) -> None:
+        """Remove what was written: a full disk needs the room. What another writer has put in
+        its place meanwhile is left alone.
+        """
+        with suppress(OSError):
+            if not self._file.closed:
+                self._inode = _inode(os.fstat(self._file.fileno()))
+            if _inode(self._target.lstat()) == self._inode:
+                self._target.unlink()
         with suppress(OSError):
             self._file.close()
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 @cache

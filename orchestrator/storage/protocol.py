@@ -138,3 +138,14 @@ class HasUploads(Protocol):
 
     def abort_upload(self, upload: PendingUpload) -> None:
         """Give one up; no error if it is not there any more."""
+
+
+@runtime_checkable
+class HasReserve(Protocol):
+    """A storage whose room ends, and which keeps a little for small records."""
+
+    def make_reserve(self) -> bool:
+        """Make what is missing of it; False if there is no room to spare now."""
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises StorageError, in the storage's words, if so much finds no room now."""

@@ -12,6 +12,8 @@ a pod deleted by hand, or by a server that
 a replacement pod that stood aside (79)    -> preempted     requeue, free
 the command cannot be started              -> start-error   requeue after a back-off, then hold
 container OOMKilled                        -> oom           a failure, named as such
+exit code 75, 76                           -> stopped       by the verdict, else requeue, free
+exit code 74                               -> storage       requeue once the storage takes writes
 activeDeadlineSeconds                      -> timeout       requeue (three without a commit: hold)
 the Job deleted by other hands             -> cancelled     cancelled for good
 another container outlives the agent  -> as its own container ended; the Job is ended
@@ -31,7 +33,7 @@ from dataclasses import dataclass, replace
 from orchestrator.backends.base import Observation
 from orchestrator.backends.kubernetes import names
 from orchestrator.backends.kubernetes.objects import AnchorView, JobView, PodView, Said
-from orchestrator.contract.records import Ending
+from orchestrator.contract.records import Ending, ending_by_code
 
 LOST_S = 30.0
 """A pod that still lives so long after its grace is on a node that has gone."""
@@ -240,7 +242,15 @@ def _how_gone(attempt: Attempt, job: JobView, now: float) -> Observation:
     return Observation(phase="gone", detail=str(failed))
 
 
-_ORDER: tuple[Ending, ...] = ("start-error", "node-fail", "preempted", "oom", "failed")
+_ORDER: tuple[Ending, ...] = (
+    "start-error",
+    "node-fail",
+    "preempted",
+    "oom",
+    "stopped",
+    "storage",
+    "failed",
+)
 """Of several pods: what was done to one of them counts before what the others made of it."""
 
 
@@ -274,6 +284,8 @@ def _exit(pod: PodView) -> tuple[Ending, str] | None:
         return "oom", "killed for memory (OOMKilled): raise resources.memory_gb"
     if pod.kill_at is not None:
         return "preempted", "deleted"
+    if ending := ending_by_code(pod.exit_code):
+        return ending, f"ended with exit code {pod.exit_code}"
     if pod.phase == "Failed" or pod.exit_code:
         code = "" if pod.exit_code is None else f" with exit code {pod.exit_code}"
         words = _last_words(pod)

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.agent.identity import pid_of, process_id, send_signal
 from orchestrator.backends.base import Capabilities, JobRef, Observation, Submission
 from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.records import ending_by_code
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import InternalError, UserError
@@ -120,9 +121,10 @@ class LocalBackend:
         return None
 
     def _observe(self, identifier: str) -> Observation:
+        said = self._state(identifier)
         if pid_of(identifier) is None:
-            return Observation(phase="gone")
-        state = self._state(identifier).get("state")
+            return Observation(phase="gone", ending=ending_by_code(said.get("code")))
+        state = said.get("state")
         return Observation(phase="pending" if state == "queued" else "running")
 
     def _state(self, identifier: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.backends.base import Observation
 from orchestrator.contract.codes import ExitCode
-from orchestrator.contract.records import Ending
+from orchestrator.contract.records import Ending, ending_by_code
 
 FIELDS = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "EndTime", "Name")
 SQUEUE_FORMAT = ",".join(f"{name}:|" for name in FIELDS)
@@ -171,4 +171,4 @@ def ending_of(job: JobState) -> Ending | None:
         return "refused"
     if "LaunchFailure" in job.reason or job.signal == 9 or job.exit_code in (9, _KILLED_CODE):
         return "killed"
-    return ending
+    return ending if job.signal else ending_by_code(job.exit_code) or ending

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract import layout
+from orchestrator.storage import attempts
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import HasUploads
 from tests.harness.runs import Bench, Driven, wait_gone
@@ -72,6 +73,49 @@ def test_a_store_that_hangs_in_the_emergency_save(
     assert set(committed(run)) - set(before) <= {10, 15, 20}, "at most a save that was under way"
     assert run.drive().state == "SUCCEEDED"
     assert run.commits()[-1][1] == 20
+    assert run.outcome() == calm
+
+
+def refuses_writes(method: str, _target: str) -> Fault | None:
+    """As a bucket whose quota is used up, or whose policy has lost the right to write."""
+    return Fault("answer", 403, "AccessDenied") if method in ("PUT", "POST") else None
+
+
+def test_a_store_that_refuses_writes_for_a_while_costs_those_saves_only(
+    through: Bench, proxy: Proxy
+) -> None:
+    job = through.job(training={"max_steps": 60, "seed": 7, "learning_rate": 1e-3})
+    run = through.submit(job, step_s=0.1)
+    run.drive(lambda _: 5 in committed(run))
+    proxy.plan = refuses_writes
+    time.sleep(2.0)
+    proxy.plan = lambda _m, _t: None
+    row = run.drive().row
+    assert (row["state"], row["attempt"]) == ("SUCCEEDED", 1)
+    assert committed(run)[-1] == 60
+    assert 0 < len(run.events("save_failed")) < 10
+    assert "AccessDenied" in run.events("save_failed")[0]["data"]["message"]
+
+
+def test_a_store_that_refuses_writes_for_long_is_waited_for(
+    through: Bench, proxy: Proxy, calm: tuple[object, ...]
+) -> None:
+    """No verdict can be stored: the exit code that the backend saw is all that is left of it."""
+    job = through.job()
+    limited = replace(job, checkpoint=replace(job.checkpoint, max_unsaved_s=1.0))
+    run = through.submit(limited, step_s=0.2)
+    run.drive(lambda _: 5 in committed(run))
+    proxy.plan = refuses_writes
+    row = run.drive(lambda s: s.row.get("storage_wait") is not None).row
+    assert (row["state"], row["reason"], row["attempt"]) == ("REQUEUED", "storage", 1)
+    assert "AccessDenied" in row["message"]
+    assert attempts.read_verdicts(run.storage, 1) == []
+    run.hurry()
+    assert run.look().row["attempt"] == 1
+    proxy.plan = lambda _m, _t: None
+    row = run.drive().row
+    assert (row["state"], row["attempt"], row["preemptions"]) == ("SUCCEEDED", 2, 0)
+    assert not row["lost_exact"]
     assert run.outcome() == calm
 
 

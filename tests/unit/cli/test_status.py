@@ -47,6 +47,8 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
         "next": f"qvl-orchestrate resume {RUN} --allow-change lora.r",
         "fault": None,
         "attended": None,
+        "lost_exact": True,
+        "save_fault": None,
     }
 
 

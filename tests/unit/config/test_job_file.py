@@ -218,6 +218,14 @@ def test_a_save_interval_longer_than_the_epochs(folder: Folder) -> None:
     assert folder.resolve("checkpoint.every_steps=4").checkpoint.every_steps == 4
 
 
+def test_how_long_a_run_may_go_unsaved(folder: Folder) -> None:
+    assert folder.resolve().checkpoint.max_unsaved_s is None
+    assert folder.resolve("checkpoint.max_unsaved=1h").checkpoint.max_unsaved_s == 3600
+    said = folder.said("checkpoint.max_unsaved=10m", "checkpoint.every_minutes=20")
+    assert "600 s is shorter than the 20 minutes between two checkpoints" in said
+    assert "must be a duration" in folder.said("checkpoint.max_unsaved=soon")
+
+
 def test_paths_of_a_pod_are_not_looked_at(folder: Folder) -> None:
     pod = ["backend=kubernetes", "model.path=/mnt/model", "data.train=/mnt/train.json"]
     assert folder.resolve(*pod).model.path == "/mnt/model"

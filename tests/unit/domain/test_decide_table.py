@@ -20,6 +20,7 @@ from orchestrator.domain.decide import (
     backoff_s,
     decide,
     failures_without_progress,
+    starts_again_now,
 )
 from orchestrator.domain.facts import AttemptFacts, Policy, RunFacts
 from orchestrator.domain.resume import compare, refusal
@@ -136,6 +137,16 @@ TABLE: list[tuple[str, RunFacts, Decision]] = [
     ),
     ("fenced", gone(attempt(1, 79, "fenced")), Requeue("fenced")),
     ("out of memory", gone(attempt(1, 77, "oom")), Requeue("out of memory: a smaller micro-batch")),
+    (
+        "the storage takes no writes",
+        gone(attempt(1, 74, "storage", message="no room")),
+        Requeue("storage", 1001.0, "no room"),
+    ),
+    (
+        "the storage took no claim",
+        gone(ending="storage", submitted_at=5000.0, unclaimed=99),
+        Requeue("storage", 5010.0, "the run storage took no writes when its agent started"),
+    ),
     (
         "out of memory at the floor",
         gone(attempt(1, 77, "oom", shrink=False)),
@@ -379,6 +390,38 @@ def test_known_codes_stay(code: ExitCode) -> None:
     assert normalize(int(code)) == code
 
 
-@pytest.mark.parametrize("code", [1, 2, 74, 80, 137, -9, -15, 255, 10**20])
+@pytest.mark.parametrize("code", [1, 2, 73, 80, 137, -9, -15, 255, 10**20])
 def test_any_other_code_is_a_crash(code: int) -> None:
     assert normalize(code) == CRASH
+
+
+# --- a storage that takes no writes
+
+
+def test_a_storage_without_room_is_waited_for_without_limit_and_ever_longer() -> None:
+    many = tuple(attempt(n, 74, "storage", message="no room") for n in range(1, 40))
+    waits = []
+    for count in range(1, 40):
+        found = decide(gone(*many[:count]))
+        assert isinstance(found, Requeue)
+        assert found.storage == "no room"
+        waits.append(found.not_before - (1000.0 + count))
+    assert waits[:4] == [0.0, 10.0, 20.0, 40.0]
+    assert waits[-1] == max(waits) == 300.0
+
+
+def test_attempts_that_the_storage_let_down_spend_no_budget() -> None:
+    unsaved = replace(attempt(1, 76, "preempted"), unsaved="no room")
+    preempted = tuple(replace(unsaved, number=n, submission=n) for n in range(1, 30))
+    assert decide(gone(*preempted)) == Requeue("preempted", storage="no room")
+    assert not starts_again_now(gone(*preempted))
+    mixed = (attempt(1, 1, "crash"), attempt(2, 74, "storage"), attempt(3, 1, "crash"))
+    assert failures_without_progress(mixed) == 2
+    assert isinstance(decide(gone(*mixed)), Requeue)
+
+
+def test_a_failure_of_its_own_counts_though_its_saves_failed_too() -> None:
+    crashed = [
+        replace(attempt(n, 1, "crash", message=str(n)), unsaved="no room") for n in (1, 2, 3)
+    ]
+    assert isinstance(decide(gone(*crashed)), Hold)

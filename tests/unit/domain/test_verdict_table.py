@@ -237,3 +237,27 @@ def test_several_reasons_are_named_once() -> None:
     stops = [STOP, StopRecord(attempt=1, slot=1, index=1, reason="SIGUSR1", seconds_left=1.0)]
     found = attempt_verdict(1, [FENCE1], TWO, stops, [said(0, 76, notice="SIGTERM")])
     assert found.message == "SIGTERM, SIGUSR1"
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("stopped", Verdict(76, "preempted", "it left no verdict")),
+        ("preempted", Verdict(76, "preempted", "it left no verdict")),
+        ("storage", Verdict(74, "storage", "the run storage took no writes")),
+        ("failed", Verdict(CRASH, "killed", "no verdict from node(s): 0, 1")),
+        ("", Verdict(CRASH, "killed", "no verdict from node(s): 0, 1")),
+    ],
+)
+def test_what_the_scheduler_saw_counts_where_the_storage_took_no_verdict(
+    ending: Any, expected: Verdict
+) -> None:
+    assert attempt_verdict(1, [FENCE1], TWO, [], [], ending) == expected
+    told = attempt_verdict(1, [FENCE1], TWO, [], [said(0, 77, "oom")], ending)
+    assert told.code == 77, "a verdict that was stored counts before the scheduler's word"
+
+
+def test_a_storage_that_takes_no_writes_counts_before_the_crashes_that_follow() -> None:
+    found = attempt_verdict(1, [FENCE1], TWO, [], [said(0, 1), said(1, 74, "storage", "no room")])
+    assert found == Verdict(74, "storage", "no room")
+    assert not found.preempted

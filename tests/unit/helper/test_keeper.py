@@ -291,3 +291,34 @@ def test_uploads_of_fenced_attempts_and_old_ones_are_given_up() -> None:
     RunLog(storage).append("fence", 3)
     Keeper(storage, 3, 1, lambda _kind, _data: None).clean_leftovers()
     assert storage.pending == [rows["mine"], rows["newer"], rows["elsewhere"]]
+
+
+@pytest.mark.parametrize("commits_after", [False, True])
+def test_what_a_failed_save_left_goes_with_the_next_commit_and_no_sooner(
+    commits_after: bool,
+) -> None:
+    """Until then its commit record may still be on its way to a remote store."""
+    bench = Bench(keep_last=3)
+    bench.commit(10)
+    halves = [f"{layout.checkpoint_dir(1, 20, retry)}/half" for retry in (0, 1)]
+    later = f"{layout.checkpoint_dir(1, 40)}/half"
+    for path in (*halves, later):
+        bench.storage.put(path, b"half")
+    if commits_after:
+        bench.commit(30)
+    bench.keeper.heard("save_failed", {"step": 20})
+    bench.keeper.finish(10.0)
+    left = [e.path for e in bench.storage.list("attempts/", deep=True) if "half" in e.path]
+    assert left == [later] if commits_after else [*halves, later]
+    assert bench.live() == ([10, 30] if commits_after else [10])
+
+
+def test_a_failed_save_has_the_keeper_look_again_for_what_can_be_given_up() -> None:
+    """A retire record that found no room is written once there is some; no commit need come."""
+    bench = Bench(keep_last=1)
+    bench.commit(10)
+    bench.commit(20)
+    bench.keeper.heard("save_failed", {"step": 30})
+    bench.keeper.finish(10.0)
+    assert bench.live() == [20]
+    assert bench.folders() == {20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.runlog import LogView, RunLog
 from orchestrator.storage.segments import read_lines, read_segments
 from tests.unit.storage import fakes
+from tests.unit.storage.test_create_only_records import SUBMISSION
 
 
 class Full(MemoryStorage):
@@ -127,7 +129,7 @@ def test_a_line_of_log_that_is_no_text(storage: Full, clock: FakeClock) -> None:
 # --- summary
 
 
-FIRST = history.first_summary(MemoryStorage("memory://none"), LogView(), "run", 1)
+FIRST = history.first_summary(MemoryStorage("memory://none"), LogView(), "run", 1, None)
 
 
 def summary(storage: MemoryStorage) -> RunSummary:
@@ -216,7 +218,8 @@ def test_a_first_summary_knows_the_past(storage: Full, clock: FakeClock) -> None
     log.append("fence", 3)
     attempts.write_verdict(storage, VerdictRecord(attempt=3, slot=0, code=1, reason="crash"))
     log.append("fence", 4)
-    found = history.first_summary(storage, log.read(), "run", 4)
+    before = history.read_summary(storage)
+    found = history.first_summary(storage, log.read(), "run", 4, before)
     assert (found.preemptions, found.checkpoint_step, found.attempt) == (2, 10, 4)
     assert found.checkpoint_time == log.read().records[1].time
 
@@ -230,8 +233,27 @@ def test_a_damaged_summary_is_none(storage: Full, data: bytes) -> None:
 def test_lost_steps(storage: Full) -> None:
     lines = [{"step": 11}, {"step": 12}, {"step": "13"}, [], {"loss": 1}]
     storage.put(layout.segment(layout.metrics(1, 0), 1), b"\n".join(map(canonical, lines)))
-    assert history.lost_steps(storage, 2, 10) == 2
-    assert history.lost_steps(storage, 2, 12) == 0
-    assert history.lost_steps(storage, 2, 20) == 0
-    assert history.lost_steps(storage, 1, 0) == 0
-    assert history.lost_steps(storage, 3, 10) == 0
+    for attempt, start, lost in [(2, 10, 2), (2, 12, 0), (2, 20, 0), (1, 0, 0), (3, 10, 0)]:
+        assert history.lost_steps(storage, attempt, start, None)[0] == lost
+
+
+def test_lost_steps_that_no_metrics_tell_of(storage: Full) -> None:
+    """A full storage took the summary, which a reserve keeps room for, or an event."""
+    ended = replace(FIRST, step=340, phase="ended")
+    assert history.lost_steps(storage, 2, 20, ended) == (320, True)
+    assert history.lost_steps(storage, 2, 20, replace(ended, phase="training")) == (320, False)
+    assert history.lost_steps(storage, 3, 20, ended) == (0, False), "it tells of another attempt"
+    line = {"kind": "save_failed", "data": {"step": 360}}
+    storage.put(layout.segment(layout.attempt_events(1, "node-0"), 1), canonical(line))
+    assert history.lost_steps(storage, 2, 20, ended) == (340, True)
+
+
+def test_a_preemption_whose_verdict_was_not_stored_is_counted(storage: Full) -> None:
+    second = replace(SUBMISSION, number=2, reason="requeue", ended="stopped")
+    for record in (SUBMISSION, second):
+        attempts.create_submission(storage, record)
+    claim = ClaimRecord(
+        attempt=1, submission=1, backend_id="a", restart_count=0, token="t", plan=fakes.PLAN
+    )
+    attempts.create_claim(storage, claim)
+    assert history.first_summary(storage, LogView(), "run", 2, None).preemptions == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError, UserError
+from orchestrator.storage.protocol import NotFound
 from trainer.outcome import BaseChanged, ending_of, is_out_of_memory, preempted
 
 
@@ -25,7 +26,8 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("CUDA error: out of memory"), 77, 76, "oom"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 77, 76, "oom"),
         (RuntimeError("Connection closed by peer"), 1, 76, "crash"),
-        (StorageError("x"), 1, 76, "crash"),
+        (StorageError("x"), 74, 76, "storage"),
+        (NotFound("x"), 1, 76, "crash"),
         (KeyboardInterrupt(), 1, 76, "crash"),
     ],
 )

@@ -72,7 +72,8 @@ def pending(**more: Any) -> PodView:
             "failed",
             "1: ImportError: y",
         ),
-        (ended(75), "failed", "exit code 75"),
+        (ended(75), "stopped", "exit code 75"),
+        (ended(74), "storage", "exit code 74"),
     ],
 )
 def test_how_an_attempt_ended(pod: PodView, ending: str, words: str) -> None:
@@ -324,9 +325,9 @@ def with_sidecar(code: int | None) -> PodView:
     [
         ((None,), "running", False, ""),
         ((0,), "gone", True, "completed"),
-        ((75,), "gone", True, "failed"),
+        ((75,), "gone", True, "stopped"),
         ((0, None), "running", False, ""),
-        ((75, 0), "gone", True, "failed"),
+        ((75, 0), "gone", True, "stopped"),
     ],
 )
 def test_a_container_that_outlives_the_agent(
