@@ -3,6 +3,7 @@
     QvlError
     ├── UserError            78  the job file, the site file or the arguments are wrong
     │   ├── JobFileError     78  job.yaml, with line and path
+    │   ├── DataFault        78  the training data
     │   ├── NewerVersion     78  a stored document that a newer version of us has written
     │   └── UsageError        2  the command line itself
     ├── NoSuchRun             3  the run is not known
@@ -68,6 +69,10 @@ class JobFileError(UserError):
         self.file = file
         self.line = line
         self.path = path
+
+
+class DataFault(UserError):
+    """The training data cannot be used: an index file, or a sample of it."""
 
 
 class NewerVersion(UserError):

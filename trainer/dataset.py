@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from orchestrator.contract.dataset import read_index
 from orchestrator.contract.regular import read_regular
 from orchestrator.contract.resolved import DataSpec
-from orchestrator.errors import UserError
+from orchestrator.errors import DataFault, UserError
 from trainer.families.processor import IGNORE, Encoded, VisionChatProcessor
 from trainer.formats import ChatSample, DataError, normalise
 from trainer.media import media_file, open_picture
@@ -148,9 +148,9 @@ def load_dataset(
     try:
         records = read_index(read_regular(file))
     except (OSError, ValueError) as fault:
-        raise UserError(f"data.{which}: {file}: {fault}") from None
+        raise DataFault(f"data.{which}: {file}: {fault}") from None
     if not records:
-        raise UserError(f"data.{which}: {file} has no samples")
+        raise DataFault(f"data.{which}: {file} has no samples")
     root = Path(spec.media_root) if spec.media_root is not None else file.parent
     return ChatDataset(records, processor, media_root=root, max_length=max_length, file=str(file))
 

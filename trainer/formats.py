@@ -17,7 +17,7 @@ from orchestrator.contract.dataset import (
     part_media,
     reference,
 )
-from orchestrator.errors import UserError
+from orchestrator.errors import DataFault
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
@@ -70,7 +70,7 @@ class ChatSample:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Image))
 
 
-class DataError(UserError):
+class DataError(DataFault):
     """A fault of one sample: which file, which record (from 0), and what is wrong.
 
     `kind` is the fault's name in `trainer.kinds`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from orchestrator.contract.codes import CRASH, ExitCode
 from orchestrator.errors import (
     ContractRefused,
+    DataFault,
     LogDamaged,
     NotOwner,
     QvlError,
@@ -22,7 +23,7 @@ class Ending:
 
     code: int
     reason: str
-    """One short word: done, preempted, oom, contract, base-changed, user, not-owner, storage,
+    """One short word: done, preempted, oom, contract, base-changed, data, user, not-owner, storage,
     crash.
     """
     message: str = ""
@@ -46,6 +47,16 @@ def preempted(*, committed: bool, message: str) -> Leave:
     return Leave(Ending(code, "preempted", message))
 
 
+_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
+    (BaseChanged, "base-changed"),
+    (ContractRefused, "contract"),
+    (LogDamaged, "log-damaged"),
+    (DataFault, "data"),
+    (UserError, "user"),
+)
+"""What asks for a person, the narrower class first, and the word for it."""
+
+
 def ending_of(fault: BaseException, *, noticed: bool) -> Ending:
     """The verdict of a rank that ended by `fault`; `noticed`: a stop request is in force."""
     text = str(fault).strip() or type(fault).__name__
@@ -53,14 +64,9 @@ def ending_of(fault: BaseException, *, noticed: bool) -> Ending:
         return fault.ending
     if isinstance(fault, NotOwner):
         return Ending(ExitCode.NOT_OWNER, "not-owner", text)
-    if isinstance(fault, BaseChanged):
-        return Ending(ExitCode.REFUSED, "base-changed", text)
-    if isinstance(fault, ContractRefused):
-        return Ending(ExitCode.REFUSED, "contract", text)
-    if isinstance(fault, LogDamaged):
-        return Ending(ExitCode.REFUSED, "log-damaged", text)
-    if isinstance(fault, UserError):
-        return Ending(ExitCode.REFUSED, "user", text)
+    refused = next((word for cls, word in _REFUSALS if isinstance(fault, cls)), None)
+    if refused is not None:
+        return Ending(ExitCode.REFUSED, refused, text)
     if noticed:
         return Ending(ExitCode.PREEMPTED_NOTHING_NEW, "preempted", f"left after the notice: {text}")
     if is_out_of_memory(fault):

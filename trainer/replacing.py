@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import DataSpec
-from orchestrator.errors import RecordDamaged, UserError
+from orchestrator.errors import DataFault, RecordDamaged
 from orchestrator.storage import records
 from orchestrator.storage.protocol import Storage, Taken
 from trainer.dataset import ChatDataset, Item
@@ -90,7 +90,7 @@ def candidate(index: int, attempt: int, samples: int) -> int:
 class Replacements:
     """The replacements of a run: stored, told once, and counted against the cap.
 
-    Raises UserError when there are more than `data.max_replaced` for one index file, and the
+    Raises DataFault when there are more than `data.max_replaced` for one index file, and the
     DataError of a sample that is not replaced.
     """
 
@@ -116,7 +116,7 @@ class Replacements:
         count = sum(r.data == self._which for r in read_replaced(self._storage))
         self._rank.event("replaced", **to_json(told), count=count, limit=self._limit)
         if count > self._limit:
-            raise UserError(
+            raise DataFault(
                 f"data.{self._which}: {count} samples are broken, data.max_replaced is "
                 f"{self._limit}; the last: record {told.index}: {told.reason}",
                 hint="`qvl-orchestrate data check` names them all",

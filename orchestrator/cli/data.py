@@ -33,6 +33,7 @@ probably not meant. Exit codes:
 _EXAMPLES = """\b
 Examples:
   qvl-orchestrate data check job.yaml
+  qvl-orchestrate data check --run digits
   qvl-orchestrate data check --data train.jsonl --model ./Qwen2.5-VL-7B-Instruct
   qvl-orchestrate data check job.yaml --json | jq '.findings[] | select(.level == "fault")'
 """
@@ -60,6 +61,7 @@ def command() -> None:
 
 @command.command("check", help=_HELP, epilog=_EXAMPLES)
 @click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option("--run", help="The job of this run, as it is in force, instead of a job file.")
 @click.option("--data", type=click.Path(path_type=Path), help="Index file, instead of a job.")
 @click.option("--model", help="Model folder that --data is meant for, or its id on the hub.")
 @click.option("--media-root", type=click.Path(path_type=Path), help="With --data; its folder.")
@@ -75,6 +77,7 @@ def command() -> None:
 def check(
     *,
     job: Path | None,
+    run: str | None,
     data: Path | None,
     model: str | None,
     media_root: Path | None,
@@ -89,11 +92,13 @@ def check(
     """Check a data set (see `_HELP`)."""
     from orchestrator.cli.tool import Bar, run_tool
 
-    if (job is None) == (data is None):
-        raise UsageError("give either a job file, or --data and --model")
-    if job is not None:
-        if model or media_root or max_length:
-            raise UsageError("--model, --media-root and --max-length belong to --data")
+    if sum(given is not None for given in (job, run, data)) != 1:
+        raise UsageError("give either a job file, or --run, or --data and --model")
+    if data is None and (model or media_root or max_length):
+        raise UsageError("--model, --media-root and --max-length belong to --data")
+    if run is not None:
+        asked = _of_run(run)
+    elif job is not None:
         asked = of_job(job, overrides)
     else:
         assert data is not None, "checked above"
@@ -141,6 +146,16 @@ def of_job(path: Path, overrides: Sequence[str]) -> Asked:
         note(f"{found}: its python: and env: are left out; a copy of your own is checked with them")
         return Asked(_request(resolved))
     return Asked(_request(resolved), resolved.python, dict(resolved.env))
+
+
+def _of_run(wanted: str) -> Asked:
+    from orchestrator.cli.common import get_run
+    from orchestrator.controller import trust
+
+    run = get_run(wanted)
+    job = run.job()
+    python, environ = trust.interpreter(run, job)
+    return Asked(_request(job), python, dict(environ))
 
 
 def _request(job: ResolvedJob) -> dict[str, Any]:

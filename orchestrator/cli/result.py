@@ -85,7 +85,7 @@ def gather(run: Run, step: int | None = None) -> Result:
     events = list(_events(storage, ("evaluated", "trainable")))
     return Result(
         run_id=run.run_id,
-        job=run.job(),
+        job=run.job(attempt=chosen[-1].attempt),
         commit=commit,
         manifest=checkpoints.read_manifest(storage, commit.directory, commit.manifest_hash),
         finished=view.is_done(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, out, out_json
+from orchestrator.cli.common import get_run, json_option, note, out, out_json
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def command(
         allow_change=allow_change,
         reset_batch_plan=reset_batch_plan,
         job=_changed_job(job, overrides, site),
+        tell=lambda line: note(f"not checked: {line}"),
     )
     if as_json:
         attended = leave_controller(chosen)

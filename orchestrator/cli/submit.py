@@ -64,6 +64,7 @@ def command(
         raise UsageError("--dry-run submits nothing that --wait could follow")
     resolved, text, settings = read_job(job, overrides, site, template)
     _warn(resolved, site)
+    look_ahead(resolved)
     if dry_run:
         _print_dry_run(resolved, settings, as_json)
         return 0
@@ -109,6 +110,15 @@ def settings_of(site: SiteConfig) -> SiteSettings:
     )
 
 
+def look_ahead(job: ResolvedJob) -> None:
+    """Refuse now what would be refused on the node; what only the node sees is named on stderr."""
+    from orchestrator.clock import SystemClock
+    from orchestrator.controller.preflight import check_data
+
+    for line in check_data(job, SystemClock()):
+        note(f"not checked: {line}")
+
+
 def _warn(job: ResolvedJob, site_file: Path | None) -> None:
     """What the doctor finds in Slurm's settings, on stderr; a submission is not held up by it."""
     if job.backend != "slurm":
@@ -126,7 +136,7 @@ def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> N
     from orchestrator.clock import SystemClock
     from orchestrator.controller.submit import dry_run
 
-    submission = dry_run(job, registry(), settings, SystemClock().now())
+    submission = dry_run(job, registry(), settings, SystemClock().now(), os.environ)
     if as_json:
         out_json({"run_id": submission.spec.run_id, "text": submission.text})
     else:

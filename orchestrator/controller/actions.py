@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
-from orchestrator.controller import lease, removal, rows, trust
+from orchestrator.controller import lease, preflight, removal, rows, trust
 from orchestrator.controller.observe import Seen, observe
 from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
@@ -82,12 +82,15 @@ def resume(
     allow_change: Sequence[str] = (),
     reset_batch_plan: bool = False,
     job: ResolvedJob | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Submit the run again; returns the submission's number.
 
     `ref`: None or `latest`, a checkpoint's name (`checkpoint-20`) or directory, or an
     absolute path. `restart_from`: `weights` or `scratch`. `job`: a changed job file, whose
-    differences `allow_change` must permit. Raises UserError while a job is at work.
+    differences `allow_change` must permit. `tell` gets what was not looked at before the queue.
+
+    Raises UserError while a job is at work, and what `preflight` finds.
     """
     trust.require(run)
     seen = observe(run)
@@ -110,7 +113,11 @@ def resume(
     if job is not None:
         job = with_template(job)
         spec = _changed_spec(run, spec, job)
-    spec = _with_secrets(run, spec, job or run.job(spec.resolved))
+    in_force = job or run.job(spec.resolved)
+    preflight.check_start(run, seen.view, start, in_force, allowed)
+    for line in preflight.check_data(in_force, run.clock):
+        tell(line)
+    spec = _with_secrets(run, spec, in_force)
     if job is not None:
         attempts.write_job(run.storage, job, spec.resolved)
     controller_first(run, job or run.job(spec.resolved), spec)

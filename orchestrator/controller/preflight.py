@@ -6,6 +6,7 @@ Only what this machine sees in a second or two is looked at; the rest is named.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,15 +49,21 @@ def check_data(job: ResolvedJob, clock: Clock) -> Iterator[str]:
         file = Path(index)
         if job.backend == "kubernetes" and not file.exists():
             yield f"data.{which}: {index} is seen by the pods only"
-        elif file.stat().st_size > INDEX_BYTES:
+        elif file.exists() and file.stat().st_size > INDEX_BYTES:
             yield f"data.{which}: the pictures that {index} names, a large file"
         else:
             yield from _look(job, which, file, clock)
 
 
 def check_storage(uri: str) -> None:
-    """Raise where no run directory could be made at `uri` (a path: nothing is written)."""
+    """Raise where no run directory could be made at `uri`. Nothing is left there."""
     if is_remote(uri):
+        name = f"probe-{secrets.token_hex(8)}"
+        storage = open_storage(uri)
+        try:
+            storage.create(name, b"")
+        finally:
+            storage.delete(name)
         return
     folder = Path(uri.removeprefix("file://"))
     while not folder.exists() and folder != folder.parent:

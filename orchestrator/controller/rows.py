@@ -284,6 +284,8 @@ def _next(run: Run, decision: Decision) -> str | None:
             return shlex.join(
                 ["qvl-orchestrate", decision.command, run.run_id, *decision.next_flags]
             )
+        case Fail(reason="data"):
+            return shlex.join(["qvl-orchestrate", "data", "check", "--run", run.run_id])
         case Fail():
             return shlex.join(["qvl-orchestrate", "logs", run.run_id])
         case Requeue():

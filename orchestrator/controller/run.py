@@ -15,7 +15,7 @@ from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import CheckpointError
 from orchestrator.registry.store import Registry, RunEntry
-from orchestrator.storage.attempts import read_job
+from orchestrator.storage.attempts import read_claims, read_job, read_submissions
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
@@ -49,12 +49,26 @@ class Run:
                 return
             seq += 1
 
-    def job(self, path: str = layout.RESOLVED) -> ResolvedJob:
-        """The resolved job. Raises CheckpointError if it is missing, RecordDamaged."""
+    def job(self, path: str | None = None, *, attempt: int | None = None) -> ResolvedJob:
+        """A resolved job: the one in force, which the newest submission names, unless a `path` or
+        an attempt says otherwise. `resume --job` writes a new one.
+
+        Raises CheckpointError if it is missing, RecordDamaged.
+        """
+        path = path or self._resolved(attempt)
         try:
             return read_job(self.storage, path)
         except NotFound:
             raise CheckpointError(f"{path} of run {self.run_id} is missing") from None
+
+    def _resolved(self, attempt: int | None) -> str:
+        """Where the job of an attempt lies, or of the newest submission."""
+        known = {s.number: s.spec.resolved for s in read_submissions(self.storage)}
+        number = max(known, default=0)
+        for claim in read_claims(self.storage) if attempt is not None else ():
+            if claim.attempt == attempt:
+                number = claim.submission
+        return known.get(number, layout.RESOLVED)
 
 
 def open_run(registry: Registry, wanted: str, clock: Clock) -> Run:

@@ -21,6 +21,7 @@ from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
 from orchestrator.controller import rows, trust
+from orchestrator.controller.preflight import check_storage
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
 from orchestrator.controller.removal import withdrawn_on_failure
 from orchestrator.controller.run import Run
@@ -87,8 +88,19 @@ def make_spec(
     )
 
 
-def dry_run(job: ResolvedJob, registry: Registry, site: SiteSettings, now: float) -> Submission:
-    """Exactly what `submit` would hand to the backend (with another random run id)."""
+def dry_run(
+    job: ResolvedJob,
+    registry: Registry,
+    site: SiteSettings,
+    now: float,
+    environ: Mapping[str, str],
+) -> Submission:
+    """Exactly what `submit` would hand to the backend (with another random run id).
+
+    Raises as `submit`, for secrets that are missing and a storage that takes no writes too.
+    """
+    collect_secrets(job, environ)
+    check_storage(job.checkpoint.uri)
     run_id = new_run_id(job.name, now)
     spec = make_spec(job, run_id, child(job.checkpoint.uri, run_id), registry, site)
     return load_backend(job.backend, registry.state_dir).prepare(job, spec)

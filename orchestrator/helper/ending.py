@@ -14,6 +14,7 @@ from orchestrator.domain.verdict import CANCEL, CANCELLED, attempt_verdict
 from orchestrator.errors import (
     CheckpointError,
     ContractRefused,
+    DataFault,
     NewerVersion,
     NotOwner,
     PeersMissing,
@@ -149,6 +150,8 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.REFUSED, "checkpoint"
     if isinstance(fault, NewerVersion):
         return ExitCode.REFUSED, "version"
+    if isinstance(fault, DataFault):
+        return ExitCode.REFUSED, "data"
     if isinstance(fault, UserError):
         return ExitCode.REFUSED, "user"
     if isinstance(fault, PeersMissing):

@@ -26,7 +26,7 @@ from orchestrator.contract.manifest import CHECKPOINT_FORMAT
 from orchestrator.contract.regular import open_regular, read_regular
 from orchestrator.contract.resolved import DataSpec, ResolvedJob
 from orchestrator.domain.resume import flatten
-from orchestrator.errors import StorageError, UserError
+from orchestrator.errors import DataFault, StorageError, UserError
 from orchestrator.storage.protocol import NotFound, Storage
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
@@ -133,7 +133,7 @@ def data_facts(data: DataSpec) -> dict[str, Any]:
         except (OSError, ValueError) as fault:
             if _passes(fault):
                 raise
-            raise UserError(f"{index}: {fault}") from None
+            raise DataFault(f"{index}: {fault}") from None
         facts[f"data.{which}"] = hashlib.sha256(content).hexdigest()
         root = Path(data.media_root or Path(index).parent)
         media.update(str(root / name) for record in records for name in media_of(record))

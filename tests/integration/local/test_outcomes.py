@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract.resolved import Resources
+from orchestrator.controller import preflight
 from orchestrator.controller.actions import resume
-from orchestrator.errors import UserError
+from orchestrator.errors import ContractRefused, UserError
 from orchestrator.storage import attempts
 from tests.harness.runs import Bench
 
@@ -55,27 +56,43 @@ def test_out_of_memory_shrinks_the_micro_batch_with_the_same_samples(bench: Benc
     assert all(ours[s].samples == theirs[s].samples for s in ours)
 
 
-def test_a_changed_gpu_count_is_held_and_nothing_allows_it(bench: Bench) -> None:
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the checkpoint could not be read before the queue: the node compares by itself."""
+    monkeypatch.setattr(preflight, "check_start", lambda *_: None)
+
+
+def test_a_changed_gpu_count_is_held_and_nothing_allows_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = bench.submit(step_s=0.05)
     run.until_step(6)
     run.run.storage.create("tombstone", b"{}")
     run.cancel_job()
     run.drive()
     job = bench.job(ranks=1)
-    resume(run.run, job=replace(job, resources=Resources(nodes=1, gpus_per_node=1)))
+    job = replace(job, resources=Resources(nodes=1, gpus_per_node=1))
+    with pytest.raises(ContractRefused, match="GPUs per node: checkpoint 2, now 1"):
+        resume(run.run, job=job)
+    unseen(monkeypatch)
+    resume(run.run, job=job)
     end = run.drive()
     assert (end.state, end.row["reason"]) == ("HELD", "contract")
     assert "GPUs per node: checkpoint 2, now 1" in end.row["message"]
     assert "--allow-change" not in end.row["message"]
 
 
-def test_a_changed_setting_is_held_until_it_is_allowed(bench: Bench) -> None:
+def test_a_changed_setting_is_held_until_it_is_allowed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = bench.submit(step_s=0.05)
     run.until_step(6)
     run.run.storage.create("tombstone", b"{}")
     run.cancel_job()
     run.drive()
     job = bench.job(training={"max_steps": 20, "seed": 7, "learning_rate": 2e-3})
+    with pytest.raises(ContractRefused, match="--allow-change training.learning_rate"):
+        resume(run.run, job=job)
+    unseen(monkeypatch)
     resume(run.run, job=job)
     end = run.drive()
     assert end.state == "HELD"

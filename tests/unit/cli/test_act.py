@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import follow
+from orchestrator.cli import follow, modelcard, result
+from orchestrator.cli.common import get_run
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.controller import loop, submit
 from orchestrator.controller.lease import Lease
+from orchestrator.storage import attempts
 from orchestrator.storage.opening import open_storage
 from tests.unit.cli.shells import JOB, Desk
 
@@ -206,27 +208,30 @@ def test_a_run_without_a_controller_is_cancelled_all_the_same(
     desk.until("digits", state="CANCELLED")
 
 
-def test_a_changed_job_is_held_until_the_change_is_allowed(
+def test_a_changed_job_is_refused_at_once_until_the_change_is_allowed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowly(monkeypatch)
     run_id = desk.submit()
-    desk.until("digits", step=2)
+    desk.until("digits", step=6)
     desk("cancel", "digits")
     desk.until("digits", state="CANCELLED")
     monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
-    changed = ["--job", str(desk.job), "--set", "training.learning_rate=5.0e-4", "--wait"]
-    desk("resume", "digits", *changed, code=73)
-    assert "learning_rate" in desk.err
-    assert "--allow-change" in desk.err
-    assert desk.row("digits")["state"] == "HELD"
-    assert desk.json("cancel", "digits") == {
-        "run_id": run_id,
-        "state": "CANCELLED",
-        "cancelled": True,
-    }
-    desk("resume", "digits", *changed, "--allow-change", "config.training.learning_rate")
+    changed = ["--job", str(desk.job), "--set", "training.learning_rate=5.0e-4"]
+    desk("resume", "digits", *changed, code=78)
+    assert "training.learning_rate: checkpoint 0.001, now 0.0005" in desk.err
+    assert "--allow-change training.learning_rate" in desk.err
+    assert desk.row("digits")["state"] == "CANCELLED"
+    chosen = get_run(run_id)
+    assert len(attempts.read_submissions(chosen.storage)) == 1, "nothing was submitted"
+    desk("resume", "digits", *changed, "--wait", "--allow-change", "training.learning_rate")
     assert desk.row("digits")["state"] == "SUCCEEDED"
+    # What is told of a result is the job that made it, not the first one.
+    assert chosen.job().training["learning_rate"] == 5.0e-4
+    assert chosen.job(attempt=1).training["learning_rate"] == 1.0e-3
+    assert result.gather(chosen).job.training["learning_rate"] == 5.0e-4
+    card = modelcard.model_card(result.gather(chosen), None)
+    assert '"learning_rate": 0.0005' in card
 
 
 def test_the_cure_of_a_bad_checkpoint_is_the_older_one_and_is_copied_as_it_stands(

@@ -162,8 +162,8 @@ def test_exit_codes(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "either a job file, or --data"),
-        (["job.yaml", "--data", "x"], "either a job file, or --data"),
+        ([], "either a job file, or --run, or --data"),
+        (["job.yaml", "--data", "x"], "either a job file, or --run, or --data"),
         (["--data", "x"], "--data needs --model"),
         (["job.yaml", "--model", "x"], "belong to --data"),
     ],

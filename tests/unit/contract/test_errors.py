@@ -10,6 +10,7 @@ CODES = {
     errors.QvlError: 1,
     errors.UserError: 78,
     errors.JobFileError: 78,
+    errors.DataFault: 78,
     errors.NewerVersion: 78,
     errors.UsageError: 2,
     errors.NoSuchRun: 3,
