@@ -163,7 +163,7 @@ def _preempt_at(run: Run, how: _How, step: int) -> None:
 def _step(run: Run) -> int:
     """The last step that is known to be done."""
     from orchestrator.cli.metrics import read_curve
-    from orchestrator.helper.history import read_summary
+    from orchestrator.storage.attempts import read_summary
 
     summary = read_summary(run.storage)
     curve = read_curve(run.storage)

@@ -45,6 +45,7 @@ COMMANDS = {
     "preempt": "Deliver a notice as a scheduler would.",
     "cancel": "Cancel a run for good; it saves first if it can.",
     "resume": "Go on with a run that is held, failed or cancelled.",
+    "repair": "Show what of a run is damaged, and make its log anew.",
     "rm": "Delete a run and its directory.",
     "adopt": "Enter run directories into this machine's registry.",
     "controller": "Look after runs: once (cron) or for ever.",

@@ -19,6 +19,7 @@ attempts/<n>/logs/<writer>/<seq>.log
 events/<writer>/<seq>.jsonl  controller and command line
 modules.json                 the modules that carry an adapter, and their parameters
 data/replaced/<index file>-<record>.json  broken samples and what takes their place
+damaged/<k>/log/<seq>.json   a log that `repair` has replaced
 cache/                       recomputable: hashes of the base model's files
 reserve/                     room for small records once the file system is full
 """
@@ -41,6 +42,7 @@ EVENTS = "events/"
 MODULES = "modules.json"
 REPLACED = "data/replaced/"
 MANIFEST = "manifest.json"
+DAMAGED = "damaged/"
 PARTS = "parts/"
 BASE_CACHE = "cache/base-files.json"
 

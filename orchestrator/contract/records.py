@@ -124,6 +124,8 @@ class ClaimRecord:
     token: str
     plan: BatchPlan
     plan_reason: str = "submitted"
+    log_seq: int = 0
+    """Records that the run's log had when this was created: it never gets shorter."""
     host: str = ""
     time: str = ""
     schema: int = 1

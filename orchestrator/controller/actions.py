@@ -32,6 +32,7 @@ from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound
+from orchestrator.storage.witness import require_whole
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LEAVE_S = 5.0
@@ -106,6 +107,7 @@ def resume(
         )
     if seen.facts.done:
         raise UserError(f"run {run.run_id} is finished", hint="submit the job as a new run")
+    require_whole(run.storage, seen.view)
     start = _start(seen, newest.start, ref, restart_from)
     number = seen.facts.newest_submission + 1
     allowed = tuple(dict.fromkeys((*newest.spec.allow_change, *allow_change)))

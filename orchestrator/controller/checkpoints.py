@@ -15,11 +15,12 @@ from orchestrator.controller.actions import is_live
 from orchestrator.controller.observe import observe
 from orchestrator.controller.run import Run
 from orchestrator.domain.choose import best, to_retire
-from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, UserError
+from orchestrator.errors import CheckpointError, NotOwner, UserError
 from orchestrator.storage import checkpoints, copies
 from orchestrator.storage.evaluations import read_evaluations
 from orchestrator.storage.protocol import HasUploads, PendingUpload, Storage
 from orchestrator.storage.runlog import LogView, RunLog
+from orchestrator.storage.witness import require_whole
 
 STATES = {"retire": "retired", "bad": "bad"}
 THREADS = 8
@@ -132,14 +133,11 @@ class Surplus:
 def surplus(run: Run, keep: int | None, on_file: OnFile) -> Surplus:
     """What `prune` would remove. keep: None = as the job says.
 
-    Raises LogDamaged where the log has unreadable records, CheckpointError where the newest
+    Raises LogDamaged where the log is not whole, CheckpointError where the newest
     checkpoint is damaged: then nothing may go.
     """
     view = RunLog(run.storage, run.clock).read()
-    if view.unreadable:
-        raise LogDamaged(
-            f"record {view.unreadable[-1]} of the run's log cannot be read, and may name any file"
-        )
+    require_whole(run.storage, view)
     live = checkpoints.live_commits(view)
     verified = set()
     if live:

@@ -18,8 +18,7 @@ from orchestrator.errors import CheckpointError, RecordDamaged, Unreachable
 from orchestrator.helper import evidence
 from orchestrator.helper.ending import PEERS
 from orchestrator.helper.gather import last_words
-from orchestrator.helper.history import read_summary
-from orchestrator.storage import attempts
+from orchestrator.storage import attempts, witness
 from orchestrator.storage.runlog import LogView, RunLog
 
 LOST_AFTER = 5.0
@@ -43,6 +42,8 @@ class Seen:
     """The job is gone, but something else in it holds what it was given."""
     suspended: bool = False
     """The newest submission's job was stopped by a person who told it to wait."""
+    log_fault: str = ""
+    """What the run's log lacks; asked only where the next start or its end depends on it."""
 
     @property
     def backend_id(self) -> str | None:
@@ -58,7 +59,7 @@ def observe(run: Run) -> Seen:
     every_claim = attempts.all_claims(run.storage)
     job = _handed_over(run, number, every_claim.records)
     view = RunLog(run.storage, run.clock).read()
-    summary = read_summary(run.storage)
+    summary = attempts.read_summary(run.storage)
     budgets, damage = _policy_or_damage(run, stored, newest)
     claims = evidence.claims_since_resume(every_claim.records, submissions)
     seen = observation(run, job)
@@ -71,6 +72,10 @@ def observe(run: Run) -> Seen:
         and evidence.was_cancelled(run.storage, claims)
     ):
         ending = "cancelled"
+    log_fault = ""
+    if phase in ("gone", "absent") and not view.is_done():
+        log_fault = witness.fault(run.storage, view, every_claim)
+        damage = log_fault or damage
     failed, taken = evidence.unclaimed(submissions, claims, ending)
     came = _arrivals(run, newest, claims, seen)
     words = last_words(came) if phase == "gone" else None
@@ -109,7 +114,7 @@ def observe(run: Run) -> Seen:
         other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
         facts = replace(facts, other_checkpoint=other)
     damaged = (*stored.damaged, *every_claim.damaged)
-    return Seen(facts, newest, job, summary, view, damaged, seen.lingers, seen.suspended)
+    return Seen(facts, newest, job, summary, view, damaged, seen.lingers, seen.suspended, log_fault)
 
 
 def _policy_or_damage(

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 from orchestrator.clock import Clock, iso, parse_iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 from orchestrator.contract.records import LeaseRecord
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller import lease, rows
@@ -25,9 +24,11 @@ from orchestrator.controller.run import Run, open_entry
 from orchestrator.controller.trouble import FAULTS, as_error
 from orchestrator.domain.decide import decide
 from orchestrator.domain.states import FINAL, State, state_of
+from orchestrator.errors import RecordDamaged
 from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage.opening import is_remote
 from orchestrator.storage.parallel import get_all, together
+from orchestrator.storage.records import decode
 
 FRESH_S = 30.0
 """An entry this young is believed, unless asking is free."""
@@ -254,8 +255,8 @@ class _Look:
 
 def _summary(data: bytes | None) -> RunSummary | None:
     try:
-        return None if data is None else from_json(RunSummary, loads(data))
-    except MalformedJson:
+        return None if data is None else decode(RunSummary, data, layout.SUMMARY)
+    except RecordDamaged:
         return None
 
 

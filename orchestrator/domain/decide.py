@@ -45,6 +45,7 @@ from orchestrator.domain.verdict import STORAGE, Verdict
 FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
 STORAGE_WAIT_S, STORAGE_CAP_S = 10.0, 300.0
 """Between two tries of a storage that takes no writes: at first, and at most."""
+DAMAGE = ("damaged", "log-damaged")
 HOLDING_REASONS = ("contract", "checkpoint")
 ROOM_CAP_S = 300.0
 """Longest back-off of a job that waits for room."""
@@ -245,7 +246,7 @@ def _refused(facts: RunFacts, verdict: Verdict) -> Decision:
     """Held with the cure that gives up least: a named change, the old conditions, an older
     checkpoint, and only then the weights alone. Nothing proposes to begin from scratch.
     """
-    if verdict.reason == "damaged":
+    if verdict.reason in DAMAGE:
         return Hold(verdict.reason, verdict.message, command="repair")
     if verdict.reason == "version":
         return Hold(verdict.reason, verdict.message)

@@ -24,6 +24,7 @@ from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits, read_manifest
 from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import LogView, RunLog
+from orchestrator.storage.witness import require_whole
 
 POLL_S = 0.2
 
@@ -106,8 +107,9 @@ class Claimer:
                 return outcome.claim
             if self._spec.nodes > 1 and not self._gathering.complete(outcome.attempt):
                 continue
+            require_whole(self._storage, view)
             plan = self._plan(job, view, claims.records, mine)
-            record = self._new_claim(outcome, plan)
+            record = self._new_claim(outcome, plan, view.last_seq)
             with suppress(RecordDamaged):  # who was faster cannot be read: the rule knows of that
                 if attempts.create_claim(self._storage, record) is None:
                     return record
@@ -119,7 +121,7 @@ class Claimer:
         me = self._identity
         return Starter(self._spec.submission, me.backend_id, me.restart_count)
 
-    def _new_claim(self, outcome: MayClaim, plan: PlanInForce) -> ClaimRecord:
+    def _new_claim(self, outcome: MayClaim, plan: PlanInForce, log_seq: int) -> ClaimRecord:
         return ClaimRecord(
             attempt=outcome.attempt,
             submission=self._spec.submission,
@@ -128,6 +130,7 @@ class Claimer:
             token=self._token,
             plan=plan.plan,
             plan_reason=plan.reason,
+            log_seq=log_seq,
             host=self._identity.host,
             time=iso(self._clock.now()),
         )

@@ -6,20 +6,11 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import Ending
 from orchestrator.contract.summary import RunSummary
 from orchestrator.domain.verdict import attempt_verdict
-from orchestrator.errors import RecordDamaged
-from orchestrator.storage import attempts, records
+from orchestrator.storage import attempts
 from orchestrator.storage.checkpoints import live_commits
-from orchestrator.storage.protocol import NotFound, Storage
+from orchestrator.storage.protocol import Storage
 from orchestrator.storage.runlog import LogView
 from orchestrator.storage.segments import read_events, read_segments
-
-
-def read_summary(storage: Storage) -> RunSummary | None:
-    """summary.json, or None if there is none that can be read: its helper writes it anew."""
-    try:
-        return records.read(storage, RunSummary, layout.SUMMARY)
-    except (NotFound, RecordDamaged):
-        return None
 
 
 def first_summary(

@@ -18,6 +18,7 @@ from orchestrator.storage.evaluations import loss_of, read_evaluations
 from orchestrator.storage.protocol import HasUploads, Storage
 from orchestrator.storage.runlog import RunLog
 from orchestrator.storage.tiers import LocalTier, upload
+from orchestrator.storage.witness import require_whole
 
 STALE_S = 86_400.0
 """Age at which an upload is nobody's any more, whoever began it."""
@@ -137,9 +138,10 @@ class Keeper:
             self._report("verified", {"step": newest.commit().step, "seq": newest.seq})
         self._sweep_failed(live)
         pinned = self._pinned(live)
-        for record in to_retire(
-            live, keep_last=self._keep_last, verified=self._verified, pinned=pinned
-        ):
+        surplus = to_retire(live, keep_last=self._keep_last, verified=self._verified, pinned=pinned)
+        if surplus or self._tier is not None:
+            require_whole(self._storage, self._log.read())
+        for record in surplus:
             checkpoints.retire(self._storage, self._log, self._attempt, record, "keep_last")
             self._report(
                 "retired",
@@ -181,12 +183,11 @@ class Keeper:
     def clean_leftovers(self) -> None:
         """Remove files of earlier (fenced) attempts that no living record names.
 
-        Nothing while a record is unreadable: it may name any of them.
+        Nothing while the log is not whole (LogDamaged): what it lacks may name any of them.
         """
-        self._abort_uploads()
         view = self._log.read()
-        if view.unreadable:
-            return
+        require_whole(self._storage, view)
+        self._abort_uploads()
         for directory in checkpoints.leftovers(self._storage, view, self._attempt):
             checkpoints.remove_files(self._storage, directory)
 

@@ -148,7 +148,7 @@ class Session:
             },
         )
         if slot == 0:
-            self._before = self._before or history.read_summary(self._storage)
+            self._before = self._before or attempts.read_summary(self._storage)
             first = history.first_summary(
                 self._storage, self._log.read(), spec.run_id, attempt, self._before
             )

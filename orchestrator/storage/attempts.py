@@ -24,6 +24,7 @@ from orchestrator.contract.records import (
 )
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
+from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import CheckpointError, RecordDamaged
 from orchestrator.storage import records
 from orchestrator.storage.protocol import Created, NotFound, Storage
@@ -185,6 +186,14 @@ def write_start(storage: Storage, attempt: int, point: StartPoint) -> None:
     storage.put(layout.start_point(attempt), records.encode(point))
 
 
+def read_summary(storage: Storage) -> RunSummary | None:
+    """summary.json, or None if there is none that can be read: its helper writes it anew."""
+    try:
+        return records.read(storage, RunSummary, layout.SUMMARY)
+    except (NotFound, RecordDamaged):
+        return None
+
+
 def write_salvage(storage: Storage, record: SalvageRecord) -> None:
     """Say that an attempt's salvaged adapter is complete."""
     storage.put(layout.salvage_note(record.attempt), records.encode(record))
@@ -204,7 +213,7 @@ def read_salvages(storage: Storage) -> list[SalvageRecord]:
 
 def read_slots(storage: Storage, attempt: int) -> list[SlotRecord]:
     """Slots claimed so far, by number. One that cannot be read is held, by whom is blank."""
-    found = _read_all(storage, SlotRecord, layout.slots(attempt), r"/\d+\.json$")
+    found = _read_all(storage, SlotRecord, layout.slots(attempt), _SLOT.pattern)
     blank = [
         SlotRecord(
             attempt=attempt,
@@ -274,6 +283,22 @@ def read_verdicts(storage: Storage, attempt: int) -> list[VerdictRecord]:
     return all_verdicts(storage, attempt).records
 
 
+def damaged_of(storage: Storage, attempt: int) -> list[str]:
+    """Paths of an attempt's own records that are not what was written."""
+    found: list[str] = []
+    kinds = (
+        (SlotRecord, layout.slots(attempt), _SLOT),
+        (StopRecord, layout.stops(attempt), _STOP),
+        (VerdictRecord, layout.attempt_dir(attempt), _VERDICT),
+        (StartPoint, layout.attempt_dir(attempt), _START),
+    )
+    for cls, folder, names in kinds:
+        found += _read_all(storage, cls, folder, names.pattern).damaged
+    return found
+
+
+_SLOT = re.compile(r"/\d+\.json$")
+_START = re.compile(r"/start\.json$")
 _VERDICT = re.compile(r"/verdict-(\d+)\.json$")
 
 

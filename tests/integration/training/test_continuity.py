@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import main as cli
 from orchestrator.controller.actions import resume
-from orchestrator.helper.history import read_summary
+from orchestrator.storage.attempts import read_summary
 from tests.harness.training import Disturbance, TrainingBench, TrainingRun, assert_same_training
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(1200)]

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
-from orchestrator.errors import NotOwner, StorageError
+from orchestrator.errors import LogDamaged, NotOwner, StorageError
 from orchestrator.helper.keeper import Keeper
 from orchestrator.storage import checkpoints
 from orchestrator.storage.memory import MemoryStorage
@@ -231,7 +231,20 @@ def test_with_a_damaged_log_nothing_is_removed() -> None:
     bench = leftovers()
     bench.storage.put(layout.log_record(2), b"?")
     content = fakes.snapshot(bench.storage)
-    bench.keeper.clean_leftovers()
+    with pytest.raises(LogDamaged, match="record 2 of the run's log cannot be read"):
+        bench.keeper.clean_leftovers()
+    assert fakes.snapshot(bench.storage) == content
+
+
+def test_with_a_log_that_lost_its_beginning_nothing_is_removed() -> None:
+    bench = Bench(1)
+    bench.commit(1)
+    bench.keeper.retain()
+    bench.commit(2)
+    bench.storage.delete(layout.log_record(1))
+    content = fakes.snapshot(bench.storage)
+    with pytest.raises(LogDamaged, match="record 1 of the run's log has gone"):
+        bench.keeper.retain()
     assert fakes.snapshot(bench.storage) == content
 
 

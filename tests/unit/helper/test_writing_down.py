@@ -218,7 +218,7 @@ def test_a_first_summary_knows_the_past(storage: Full, clock: FakeClock) -> None
     log.append("fence", 3)
     attempts.write_verdict(storage, VerdictRecord(attempt=3, slot=0, code=1, reason="crash"))
     log.append("fence", 4)
-    before = history.read_summary(storage)
+    before = attempts.read_summary(storage)
     found = history.first_summary(storage, log.read(), "run", 4, before)
     assert (found.preemptions, found.checkpoint_step, found.attempt) == (2, 10, 4)
     assert found.checkpoint_time == log.read().records[1].time
@@ -227,7 +227,7 @@ def test_a_first_summary_knows_the_past(storage: Full, clock: FakeClock) -> None
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff"])
 def test_a_damaged_summary_is_none(storage: Full, data: bytes) -> None:
     storage.put(layout.SUMMARY, data)
-    assert history.read_summary(storage) is None
+    assert attempts.read_summary(storage) is None
 
 
 def test_lost_steps(storage: Full) -> None:
