@@ -67,8 +67,8 @@ test-k8s: setup ## a pretended API server and a real Kubernetes, where one is na
 soak-k8s: setup ## the long Kubernetes tests (last result: docs/reliability.md)
 	@$(PYTEST) tests/integration/k8s -m soak --timeout 1800 --durations=0
 
-test-training: setup ## real Q-LoRA training, preempted and resumed (budget 480 s)
-	@$(BUDGET) 480 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not k8s and not soak"
+test-training: setup ## real Q-LoRA training, preempted and resumed (budget 600 s)
+	@$(BUDGET) 600 $(PYTEST) tests -m "training and not s3 and not families and not slurm and not k8s and not soak"
 
 test-debian12: setup ## saved, loaded and resumed by Debian 12's own Python, 3.11.2 (budget 240 s)
 	@tools/debian12_python.sh $(BUDGET) 240 $(PYTEST) tests/integration/training/test_other_python.py
