@@ -5,6 +5,7 @@ submissions/<m>.json         what was submitted, numbered from 1
 submissions/<m>-id.json      the backend's id of it
 arrivals/<m>-<r>/<token>.json  an agent of restart r of submission m, before its attempt
 log/<seq>.json               the one authority: fence, commit, retire, bad, done
+log.json                     a copy of most of it, for readers in a hurry
 lease/<seq>.json             the controller's lease
 attempts/<n>.json            the claim of attempt n
 attempts/<n>/nodes/<k>.json  slot k of the attempt: address and port
@@ -35,6 +36,7 @@ DONE = "done.json"
 SUMMARY = "summary.json"
 SUBMISSIONS = "submissions/"
 LOG = "log/"
+LOG_COPY = "log.json"
 LEASE = "lease/"
 ATTEMPTS = "attempts/"
 ARRIVALS = "arrivals/"

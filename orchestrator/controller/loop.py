@@ -138,6 +138,8 @@ class Rounds:
         self._registry = registry
         self._trusted = trusted
         self._clock = clock
+        self._runs: dict[str, Run] = {}
+        """Each keeps what it has read of its log."""
         self._leases: dict[str, Lease] = {}
         self._troubles: dict[str, Trouble] = {}
         self._waker: Wakes | None = None
@@ -148,6 +150,7 @@ class Rounds:
         ask_ahead(self._registry, entries)
         for entry in entries:
             if entry.final:
+                self._runs.pop(entry.run_id, None)
                 self._leases.pop(entry.run_id, None)
                 self._troubles.pop(entry.run_id, None)
                 continue
@@ -155,7 +158,7 @@ class Rounds:
             if not trouble.due:
                 continue
             try:
-                self._attend(open_entry(self._registry, entry, self._clock), report)
+                self._attend(self._run(entry), report)
                 trouble.over()
             except FAULTS as fault:
                 trouble.met(fault)
@@ -188,6 +191,12 @@ class Rounds:
         for lease in self._leases.values():
             lease.release()
         self._leases.clear()
+
+    def _run(self, entry: RunEntry) -> Run:
+        known = self._runs.get(entry.run_id)
+        if known is None or known.entry.uri != entry.uri:
+            known = self._runs[entry.run_id] = open_entry(self._registry, entry, self._clock)
+        return known
 
     def _attend(self, run: Run, report: Callable[[str, Step | QvlError], None]) -> None:
         trust.require(run, self._trusted)

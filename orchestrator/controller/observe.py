@@ -19,7 +19,7 @@ from orchestrator.helper import evidence
 from orchestrator.helper.ending import PEERS
 from orchestrator.helper.gather import last_words
 from orchestrator.storage import attempts, witness
-from orchestrator.storage.runlog import LogView, RunLog
+from orchestrator.storage.runlog import LogView
 
 LOST_AFTER = 5.0
 """Silence of a forgotten job, in units of `node_lost_s`, after which it counts as gone. Should
@@ -58,7 +58,7 @@ def observe(run: Run) -> Seen:
     newest = submissions[-1] if submissions else None
     every_claim = attempts.all_claims(run.storage)
     job = _handed_over(run, number, every_claim.records)
-    view = RunLog(run.storage, run.clock).read()
+    view = run.log.read()
     summary = attempts.read_summary(run.storage)
     budgets, damage = _policy_or_damage(run, stored, newest)
     claims = evidence.claims_since_resume(every_claim.records, submissions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ class Step:
 def reconcile(run: Run) -> Step:
     """One pass. The caller holds the lease, or accepts double work (never double attempts)."""
     seen = observe(run)
+    with suppress(StorageError):
+        # Only readers in a hurry miss it.
+        run.log.keep_copy()
     nodes.note_deaths(run, seen)
     if seen.lingers and seen.job is not None and isinstance(run.backend, RemembersRuns):
         run.backend.end(seen.job, seen.facts.ending, seen.facts.detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.backends.base import Backend, load_backend
@@ -18,6 +18,7 @@ from orchestrator.registry.store import Registry, RunEntry
 from orchestrator.storage.attempts import read_claims, read_job, read_submissions
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Created, NotFound, Storage
+from orchestrator.storage.runlog import RunLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Run:
     storage: Storage
     backend: Backend
     clock: Clock
+    log: RunLog = field(init=False, repr=False, compare=False)
+    """Keeps what it has read from one pass to the next."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log", RunLog(self.storage, self.clock))
 
     @property
     def run_id(self) -> str:

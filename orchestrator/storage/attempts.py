@@ -27,6 +27,7 @@ from orchestrator.contract.spec import StartPoint
 from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import CheckpointError, RecordDamaged
 from orchestrator.storage import records
+from orchestrator.storage.parallel import get_all
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
 R = TypeVar("R")
@@ -48,15 +49,14 @@ class Found(Generic[R]):
 
 def _read_all(storage: Storage, cls: type[R], folder: str, pattern: str) -> Found[R]:
     found, damaged = [], []
-    for entry in storage.list(folder):
-        if not re.search(pattern, entry.path):
+    paths = [e.path for e in storage.list(folder) if re.search(pattern, e.path)]
+    for path, data in zip(paths, get_all(storage, paths), strict=True):
+        if data is None:
             continue
         try:
-            found.append(records.read(storage, cls, entry.path))
-        except NotFound:
-            continue
+            found.append(records.decode(cls, data, path))
         except RecordDamaged:
-            damaged.append(entry.path)
+            damaged.append(path)
     return Found(found, tuple(damaged))
 
 

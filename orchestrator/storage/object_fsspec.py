@@ -54,7 +54,7 @@ class FsspecClient:
                 return False
             return True
 
-    def list(self, prefix: str, *, deep: bool) -> Iterator[Found]:
+    def list(self, prefix: str, *, deep: bool, after: str = "") -> Iterator[Found]:  # noqa: ARG002
         with self._translated(prefix):
             folder = self._at(prefix).rstrip("/")
             depth = None if deep else 1

@@ -219,8 +219,10 @@ class S3Client:
     def delete(self, key: str) -> None:
         self._do(key, lambda c: c.delete_object(Bucket=self._bucket, Key=key))
 
-    def list(self, prefix: str, *, deep: bool) -> Iterator[Found]:
+    def list(self, prefix: str, *, deep: bool, after: str = "") -> Iterator[Found]:
         ask = {"Bucket": self._bucket, "Prefix": prefix}
+        if after:
+            ask["StartAfter"] = after
         if not deep:
             ask["Delimiter"] = "/"
         while True:

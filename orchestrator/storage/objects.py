@@ -6,7 +6,7 @@ concluded from it but what lies there. `create` rests on the store's own create-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +64,11 @@ class ObjectClient(Protocol):
     def put_new(self, key: str, data: bytes) -> bool:
         """False if something stands there, be it by an earlier try of this very call."""
 
-    def list(self, prefix: str, *, deep: bool) -> Iterator[Found]:
-        """Keys that begin with `prefix`; without those behind a further `/` unless deep."""
+    def list(self, prefix: str, *, deep: bool, after: str = "") -> Iterator[Found]:
+        """Keys that begin with `prefix`; without those behind a further `/` unless deep.
+
+        after: those up to this key may be left out
+        """
 
     def delete(self, key: str) -> None: ...
 
@@ -114,10 +117,18 @@ class ObjectStorage:
         raise StorageError(f"{self._uri}/{path}: comes and goes")
 
     def list(self, prefix: str, *, deep: bool = False) -> list[Entry]:
+        return [*self._entries(prefix, deep=deep, after="")]
+
+    def list_after(self, prefix: str, after: str) -> Sequence[Entry]:
+        """See protocol.ListsAfter."""
+        found = self._entries(prefix, deep=False, after=self._key(after))
+        return [entry for entry in found if entry.path > after]
+
+    def _entries(self, prefix: str, *, deep: bool, after: str) -> Sequence[Entry]:
         below = f"{self._key(prefix)}/" if prefix else self._prefix
         entries = [
             Entry(found.key[len(self._prefix) :], found.size_bytes)
-            for found in self._client.list(below, deep=deep)
+            for found in self._client.list(below, deep=deep, after=after)
             if found.key.startswith(below) and not found.key.endswith("/")
         ]
         return sorted(entries, key=lambda entry: entry.path)

@@ -6,7 +6,7 @@ and a closed stream acknowledge is durable: it survives a power loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,3 +149,18 @@ class HasReserve(Protocol):
 
     def check_room(self, size_bytes: int) -> None:
         """Raises StorageError, in the storage's words, if so much finds no room now."""
+
+
+@runtime_checkable
+class ListsAfter(Protocol):
+    """A storage that lists a long folder's end without its beginning."""
+
+    def list_after(self, prefix: str, after: str) -> Sequence[Entry]:
+        """As `list`, only paths that sort behind `after`."""
+
+
+def list_after(storage: Storage, prefix: str, after: str) -> Sequence[Entry]:
+    """Objects directly below `prefix` whose paths sort behind `after`."""
+    if isinstance(storage, ListsAfter):
+        return storage.list_after(prefix, after)
+    return [entry for entry in storage.list(prefix) if entry.path > after]
