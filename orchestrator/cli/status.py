@@ -23,6 +23,8 @@ _HELP = """Show each RUN, or all live runs and the last 20 that have ended.
 
 A checkpoint is shown as its step, a mark (checked once it was read back and found right,
 else ?) and its age. Nothing is changed; runs that have ended are not asked for again.
+A run that cannot be refreshed is shown as it was last seen, and says so: in JSON, `stale_s` is
+the age of a row in seconds (null: never seen), `last_seen` its time, `fault` the reason.
 """
 _EXAMPLES = """\b
 Examples:

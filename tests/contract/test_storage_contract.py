@@ -17,7 +17,7 @@ from orchestrator.storage.object_fsspec import FsspecClient
 from orchestrator.storage.objects import ObjectStorage
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.protocol import Created, Entry, NotFound, Storage, Taken
+from orchestrator.storage.protocol import Created, Entry, NotFound, Storage, Taken, list_after
 
 Opener = Callable[[], Storage]
 """Opens the same storage again, as another process would."""
@@ -160,6 +160,20 @@ def test_processes_race_and_one_wins(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert sorted(won) == list(range(turns))
+
+
+def test_a_long_folder_can_be_listed_from_a_name_on(storage: Storage) -> None:
+    for number in range(12):
+        storage.put(f"log/{number:03d}.json", b"1")
+    storage.put("log/009/inside", b"1")
+    storage.put("other", b"1")
+    for after, wanted in (
+        ("log/008.json", [9, 10, 11]),
+        ("log/011.json", []),
+        ("log/-01.json", range(12)),
+    ):
+        found = [e.path for e in list_after(storage, "log/", after)]
+        assert found == [f"log/{number:03d}.json" for number in wanted]
 
 
 def test_list_is_flat_or_deep_and_sorted(storage: Storage) -> None:
