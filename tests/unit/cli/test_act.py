@@ -179,6 +179,9 @@ def test_preempted_cancelled_and_resumed(desk: Desk, monkeypatch: pytest.MonkeyP
 
     assert "cancelled" in desk("cancel", "digits")
     reached = desk.until("digits", state="CANCELLED")["step"]
+    end = time.monotonic() + 20
+    while not desk.bench.registry.find(run_id).final and time.monotonic() < end:
+        time.sleep(0.05)
     assert "ended already (CANCELLED)" in desk("cancel", "digits")
     assert "no run needs a controller" in desk("controller", "once")
     assert desk.row("digits")["state"] == "CANCELLED"
