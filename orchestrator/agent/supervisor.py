@@ -7,14 +7,14 @@ import secrets
 import selectors
 import signal
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.agent import child as children
-from orchestrator.agent import devices
+from orchestrator.agent import devices, scratch
 from orchestrator.agent.child import Child
 from orchestrator.agent.hang import Hang
 from orchestrator.agent.identity import process_id
@@ -99,8 +99,11 @@ class Supervisor:
             return ExitCode.PREEMPTED_NOTHING_NEW
         self._start_helper()
         # Ranks may be killed at any moment: what they leave on this node's disk is the agent's.
-        with tempfile.TemporaryDirectory(prefix="qvl-", ignore_cleanup_errors=True) as scratch:
-            self._start_ranks(lease.gpus, scratch)
+        with scratch.folder(self._spec.run_id) as place:
+            self._start_ranks(lease.gpus, str(place))
+            threading.Thread(
+                target=scratch.collect, args=(self._spec.scratch_dir,), daemon=True
+            ).start()
             self._say_state("started")
             while any(r.alive for r in self._ranks) and not self._unkillable():
                 self._turn(TICK_S)

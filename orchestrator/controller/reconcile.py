@@ -14,7 +14,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import SubmissionId, SubmissionRecord, encode_record
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.controller import nodes, rows
+from orchestrator.controller import litter, nodes, rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import (
@@ -159,6 +159,8 @@ def _record_end(
         forget_secrets(run, seen)
     if before == state:
         return
+    if state in FINAL:
+        litter.sweep(run, seen.view)
     if isinstance(decision, Hold | Fail):
         kind = "held" if isinstance(decision, Hold) else "failed"
         run.event(
