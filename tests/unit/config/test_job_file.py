@@ -113,6 +113,18 @@ def test_precision_follows_the_compute_type(folder: Folder) -> None:
     assert folder.resolve(*half).training["bf16"] is False
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [((), 600.0), (("training.hang_s=30",), 30.0), (("training.hang_s=0",), 0.0)],
+)
+def test_the_watch_for_hangs_is_no_argument_of_transformers(
+    folder: Folder, given: tuple[str, ...], seconds: float
+) -> None:
+    job = folder.resolve(*given)
+    assert job.hang_s == seconds
+    assert "hang_s" not in job.training
+
+
 def test_values_left_at_null_are_left_out(folder: Folder) -> None:
     training = folder.resolve("training.eval_steps=null", "training.run_name=null").training
     assert None not in training.values()
