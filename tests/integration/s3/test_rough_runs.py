@@ -12,7 +12,7 @@ import pytest
 from orchestrator.contract import layout
 from orchestrator.storage import attempts
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.protocol import HasUploads
+from orchestrator.storage.protocol import HasUploads, NotFound
 from tests.harness.runs import Bench, Driven, wait_gone
 from tests.harness.s3proxy import Fault, Proxy, always, share
 from tests.harness.weed import Weed
@@ -127,12 +127,21 @@ def test_what_dead_attempts_left_in_uploads_is_given_up(bench: Bench, weed: Weed
     for attempt in (1, 2):
         key = f"{prefix}/{layout.checkpoint_dir(attempt, 99)}/large"
         begun[attempt] = client.create_multipart_upload(Bucket="qvl-test", Key=key)["UploadId"]
+    half = f"{layout.checkpoint_dir(2, 98)}/adapter_model.safetensors"
+    run.storage.put(half, b"x")
     run.notify("SIGTERM")
     run.until_attempt(2)
+    storage = run.storage
+    assert isinstance(storage, HasUploads)
+
+    def left() -> list[str]:
+        return [upload.upload_id for upload in storage.uploads()]
+
+    run.drive(lambda _: left() == [begun[2]])  # that of the living attempt is left alone
     assert run.drive().state == "SUCCEEDED"
-    assert isinstance(run.storage, HasUploads)
-    left = [upload.upload_id for upload in run.storage.uploads()]
-    assert left == [begun[2]], "that of the living attempt is left alone"
+    assert left() == [], "the end of the run leaves none"
+    with pytest.raises(NotFound):
+        storage.get(half)
 
 
 def test_a_server_restarted_under_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
