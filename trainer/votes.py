@@ -27,7 +27,7 @@ class Vote:
 DEFAULT_UNSAVED_S = 1800.0
 UNSAVED_INTERVALS = 4
 """`checkpoint.max_unsaved` by default: the longer of the two."""
-LAST_TRIES_S = 300.0
+SHORTEST_TRIES_S, LAST_TRIES_S = 5.0, 300.0
 
 
 class Votes:
@@ -82,7 +82,7 @@ class Votes:
     @property
     def patience_s(self) -> float:
         """How long the last tries may take, once nothing was committed for `limit_s`."""
-        return min(LAST_TRIES_S, self.limit_s / 4)
+        return max(SHORTEST_TRIES_S, min(LAST_TRIES_S, self.limit_s / 4))
 
     def cast(self, step: int | None = None) -> Vote:
         """One vote; `step` is given at a step's boundary, where a periodic save may be due."""

@@ -69,7 +69,7 @@ class Filler:
 
     def _work(self) -> None:
         number = 0
-        while not self._ends.wait(0.005 if self._full.is_set() else 0.0):
+        while not self._ends.wait(0.001 if self._full.is_set() else 0.0):
             try:
                 fd = os.open(self._folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 number += self._inodes
@@ -77,6 +77,8 @@ class Filler:
                     os.write(fd, b"" if self._inodes else bytes(4096))
                 finally:
                     os.close(fd)
+            except FileNotFoundError:
+                return  # the file system has gone
             except OSError as fault:
                 assert fault.errno == errno.ENOSPC
                 self._full.set()

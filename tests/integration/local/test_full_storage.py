@@ -143,13 +143,14 @@ def test_a_notice_on_a_full_storage_is_a_preemption_though_no_verdict_is_stored(
     root = disk(64 * MB)
     chosen = job(bench, root, steps=200)
     chosen = replace(chosen, preemption=replace(chosen.preemption, grace_s=6.0))
-    run = bench.submit(chosen, step_s=0.04)
+    run = bench.submit(chosen, step_s=0.04, ballast=MB)
     run.drive(lambda s: saved(run, 1, 20) and s.row["step"] >= 25)
     shutil.rmtree(run.directory / layout.RESERVE)
     filler = Filler(root, greedy=True)
+    time.sleep(0.5)
     family = run.tree()
     run.notify("SIGTERM")
-    wait_gone(family, 20.0)
+    wait_gone(family, 40.0)
     assert attempts.read_verdicts(run.storage, 1) == []
     assert attempts.read_stops(run.storage, 1) == []
     row = run.drive(lambda s: s.row.get("storage_wait") is not None).row
@@ -166,7 +167,7 @@ def test_a_notice_waits_for_room_as_long_as_the_grace_time_allows(
     bench: Bench, disk: SmallDisk
 ) -> None:
     root = disk(64 * MB)
-    run = bench.submit(job(bench, root, steps=200), step_s=0.04)
+    run = bench.submit(job(bench, root, steps=200), step_s=0.04, ballast=MB)
     run.drive(lambda s: saved(run, 1, 20) and s.row["step"] >= 25)
     filler = Filler(root)
     run.notify("SIGTERM")

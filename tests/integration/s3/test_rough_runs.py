@@ -102,7 +102,7 @@ def test_a_store_that_refuses_writes_for_long_is_waited_for(
 ) -> None:
     """No verdict can be stored: the exit code that the backend saw is all that is left of it."""
     job = through.job()
-    limited = replace(job, checkpoint=replace(job.checkpoint, max_unsaved_s=1.0))
+    limited = replace(job, checkpoint=replace(job.checkpoint, max_unsaved_s=6.0))
     run = through.submit(limited, step_s=0.2)
     run.drive(lambda _: 5 in committed(run))
     proxy.plan = refuses_writes
