@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.clock import iso
@@ -120,17 +121,30 @@ def _set_aside(storage: Storage) -> str:
 
 
 def _survivors(storage: Storage) -> Iterator[LogRecord]:
-    """Records that are right in themselves, whatever stands before them."""
+    """Records that are right in themselves, whatever stands before them: in the log, or in the
+    copy that spares its readers requests.
+    """
+    found: dict[int, bytes] = {}
+    with suppress(NotFound):
+        found.update(enumerate(storage.get(layout.LOG_COPY).split(b"\n"), 1))
+    copied = dict(found)
     for entry in storage.list(layout.LOG):
         seq = layout.number_of(entry.path)
-        if seq is None or entry.path != layout.log_record(seq):
-            continue
-        try:
-            yield decode_record(loads(storage.get(entry.path)), seq)
-        except NewerSchema as fault:
-            raise NewerVersion(f"{entry.path} was {fault}") from None
-        except MalformedJson:
-            continue
+        if seq is not None and entry.path == layout.log_record(seq):
+            found[seq] = storage.get(entry.path)
+    for seq in sorted(found):
+        record = _right(found[seq], seq) or _right(copied.get(seq, b""), seq)
+        if record is not None:
+            yield record
+
+
+def _right(data: bytes, seq: int) -> LogRecord | None:
+    try:
+        return decode_record(loads(data), seq)
+    except NewerSchema as fault:
+        raise NewerVersion(f"{layout.log_record(seq)} was {fault}") from None
+    except MalformedJson:
+        return None
 
 
 def _least(storage: Storage) -> dict[int, int]:

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from tests.harness.runs import ROOT, Bench, Driven
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
-    yield Kept(tmp_path)
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path)
 
 
 def sealed(run: Driven, path: str) -> bool:
