@@ -63,6 +63,8 @@ class Observation:
     """For `gone`: how it ended."""
     restarts: int = 0
     """How often the backend itself started the job again, as far as it says."""
+    held: bool = False
+    """For `gone`: it has failed, and would start once more if somebody released it."""
     forgotten: bool = False
     """For `unknown`: the backend answers, but does not know the job any more."""
     stuck: str = ""

@@ -70,7 +70,7 @@ def cancel(run: Run) -> bool:
         return False
     run.storage.create(layout.TOMBSTONE, canonical({"time": iso(run.clock.now()), "by": "cancel"}))
     run.event("cancelling", {}, writer="cli")
-    if seen.job is not None and is_live(seen.facts):
+    if seen.job is not None and (is_live(seen.facts) or seen.held):
         run.backend.cancel(seen.job)
     return True
 

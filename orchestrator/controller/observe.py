@@ -44,6 +44,8 @@ class Seen:
     """The newest submission's job was stopped by a person who told it to wait."""
     log_fault: str = ""
     """What the run's log lacks; asked only where the next start or its end depends on it."""
+    held: bool = False
+    """The job is gone, and would start once more if somebody released it."""
 
     @property
     def backend_id(self) -> str | None:
@@ -114,7 +116,18 @@ def observe(run: Run) -> Seen:
         other = evidence.other_checkpoint(run.storage, view, facts.last.number, newest)
         facts = replace(facts, other_checkpoint=other)
     damaged = (*stored.damaged, *every_claim.damaged)
-    return Seen(facts, newest, job, summary, view, damaged, seen.lingers, seen.suspended, log_fault)
+    return Seen(
+        facts,
+        newest,
+        job,
+        summary,
+        view,
+        damaged,
+        lingers=seen.lingers,
+        suspended=seen.suspended,
+        log_fault=log_fault,
+        held=seen.held,
+    )
 
 
 def _policy_or_damage(

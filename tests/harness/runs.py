@@ -151,7 +151,8 @@ class Driven:
         job = self.job()
         end = time.monotonic() + PATIENCE_S
         while job and time.monotonic() < end:
-            if self.run.backend.observe([job])[job].phase == "gone":
+            seen = self.run.backend.observe([job])[job]
+            if seen.phase == "gone" or seen.forgotten:
                 return
             time.sleep(0.02)
 

@@ -136,7 +136,9 @@ def observation(job: JobState, now: float) -> Observation:
     detail = " ".join(w for w in (job.state, _reason(job)) if w)
     if is_left_held(job):
         ending: Ending = ending_of(job) or "node-fail"
-        return Observation(phase="gone", detail=detail, ending=ending, restarts=job.restarts)
+        return Observation(
+            phase="gone", detail=detail, ending=ending, restarts=job.restarts, held=True
+        )
     if job.state in _PENDING:
         return Observation(phase="pending", detail=detail, restarts=job.restarts)
     if job.state in _RUNNING:

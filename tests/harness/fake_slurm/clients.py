@@ -204,7 +204,7 @@ def scancel(argv: list[str]) -> int:
                 if job["state"] != "RUNNING":
                     return complain("scancel: error: Job/step already completing or completed")
                 state.signal_tasks(job, signal.Signals[f"SIG{name}"])
-            elif job["state"] == "PENDING":
+            elif job["state"] in ("PENDING", "SPECIAL_EXIT"):
                 state.write({**job, "state": "CANCELLED", "end": time.time()})
             elif job["state"] == "RUNNING":
                 state.end_job(job, "cancel")

@@ -347,7 +347,10 @@ def test_an_id_that_is_another_job_s_by_now_is_left_alone(
     assert (job["requeue"], job["why"], job["kill_at"]) == (True, "", None), "never cancelled"
     with pytest.raises(UserError, match="knows no job"):
         run.notify()
-    assert run.drive().state == "CANCELLED", "its own agent has seen the tombstone"
+    end = time.monotonic() + 30.0
+    while run.look().state != "CANCELLED":  # its own agent has seen the tombstone
+        assert time.monotonic() < end, run.step
+        time.sleep(0.1)
 
 
 def test_a_job_does_not_requeue_the_one_that_has_its_id_by_now(
@@ -361,3 +364,25 @@ def test_a_job_does_not_requeue_the_one_that_has_its_id_by_now(
     job = fake.job(job_id(run))
     assert (job["state"], job["restarts"]) == ("FAILED", 0)
     assert "is another one by now" in run.logs()
+
+
+@pytest.mark.parametrize("end", ["requeued", "cancelled"])
+def test_a_crash_that_slurm_holds_is_started_anew_or_ended(
+    bench: SlurmBench, fake: FakeCluster, end: str
+) -> None:
+    """RequeueExitHold leaves a job in SPECIAL_EXIT until somebody releases it."""
+    run = bench.submit(step_s=STEP_S, crash_at="7:0")
+    until_job(fake, run, "FAILED")
+    held = job_id(run)
+    fake.change(held, state="SPECIAL_EXIT", reason="JobHeldUser", restarts=1)
+    step = run.look()
+    assert (step.state, step.row["reason"]) == ("REQUEUED", "failed (crash)"), step.row
+    assert fake.job(held)["state"] == "SPECIAL_EXIT"
+    if end == "cancelled":
+        assert cancel(run.run)
+        assert run.drive().state == "CANCELLED"
+    else:
+        run.hurry()
+        run.until_attempt(2)
+        assert job_id(run) != held
+    assert fake.job(held)["state"] == "CANCELLED"
