@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from orchestrator.contract import env as names
 from orchestrator.contract.jsonio import MalformedJson, from_json, loads
 from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import TrainSpec
+
+SCANCEL_S = 20.0
 
 
 def read_spec(where: str, environ: Mapping[str, str]) -> TrainSpec:
@@ -42,6 +45,19 @@ def leave_word(environ: Mapping[str, str], code: int, *, again: bool) -> None:
         os.replace(tmp, path)
     except OSError as fault:
         os.write(2, f"[agent] no word for the batch script: {fault}\n".encode())
+
+
+def end_step(environ: Mapping[str, str]) -> None:
+    """End what is left of this job's step: srun would wait for an agent that never came, and
+    keep all nodes, until the time limit. Nothing to do where there is no step.
+    """
+    job, step = environ.get("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID")
+    if job and step:
+        argv = ["scancel", "--signal=KILL", f"{job}.{step}"]
+        try:
+            subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=SCANCEL_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as fault:
+            os.write(2, f"[agent] the step goes on: {fault}\n".encode())
 
 
 def read_secrets(path: str | None) -> dict[str, str]:

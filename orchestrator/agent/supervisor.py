@@ -20,11 +20,11 @@ from orchestrator.agent.hang import Hang
 from orchestrator.agent.identity import process_id
 from orchestrator.agent.memory import oom_kills
 from orchestrator.agent.outcome import node_outcome, verdict_fields
-from orchestrator.agent.start import leave_state, leave_word, read_secrets
+from orchestrator.agent.start import end_step, leave_state, leave_word, read_secrets
 from orchestrator.agent.watchdog import Watch
 from orchestrator.clock import Clock
 from orchestrator.contract import env as names
-from orchestrator.contract.codes import CRASH, PREEMPTIONS, ExitCode, normalize
+from orchestrator.contract.codes import CRASH, PEERS, PREEMPTIONS, ExitCode, normalize
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.contract.wire import Message
 
@@ -33,6 +33,8 @@ SETTLE_S = 10.0
 """How long the other ranks may go on after one has failed, to leave their own words."""
 VERDICT_S = 15.0
 """How long the helper may take to store the verdict when no deadline is near."""
+WORD_S = 10.0
+"""How long the other nodes leave node 0 to end by itself."""
 OTHERS_RESERVE_S = 3.0
 """Of that, what is kept for telling the verdict after having waited for the other nodes'."""
 UNKILLABLE_S = 20.0
@@ -90,6 +92,11 @@ class Supervisor:
         word = code if self._verdict is None else self._verdict
         again = code in PREEMPTIONS if self._again is None else self._again
         leave_word(os.environ, word, again=again)
+        if self._refusal is not None and self._refusal.get("reason") == PEERS:
+            if os.environ.get("SLURM_NODEID", "0") != "0":
+                # Node 0 may be there, and has its word to leave.
+                self._clock.sleep(WORD_S)
+            end_step(os.environ)
         self._say_state("ended", code)
         return code
 

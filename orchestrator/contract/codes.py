@@ -28,6 +28,8 @@ class ExitCode(IntEnum):
 
 
 PREEMPTIONS = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW)
+PEERS = "peers"
+"""Reason of an agent that left because others of its job did not come."""
 CRASH = 1
 """Stands for every exit code that has no meaning of its own."""
 

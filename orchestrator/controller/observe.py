@@ -9,14 +9,13 @@ from zlib import crc32
 from orchestrator.backends.base import JobRef, Observation
 from orchestrator.clock import parse_iso
 from orchestrator.contract import layout
-from orchestrator.contract.codes import ExitCode
+from orchestrator.contract.codes import PEERS, ExitCode
 from orchestrator.contract.records import ArrivalRecord, ClaimRecord, SubmissionRecord
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
 from orchestrator.domain.facts import BackendPhase, Policy, RunFacts
 from orchestrator.errors import CheckpointError, RecordDamaged, Unreachable
 from orchestrator.helper import evidence
-from orchestrator.helper.ending import PEERS
 from orchestrator.helper.gather import last_words
 from orchestrator.storage import attempts, witness
 from orchestrator.storage.runlog import LogView

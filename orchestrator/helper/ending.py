@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.clock import Clock
-from orchestrator.contract.codes import CRASH, PREEMPTIONS, ExitCode
+from orchestrator.contract.codes import CRASH, PEERS, PREEMPTIONS, ExitCode
 from orchestrator.contract.records import VerdictRecord
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.domain.verdict import CANCEL, CANCELLED, attempt_verdict
@@ -30,8 +30,6 @@ from orchestrator.storage.protocol import NotFound, Storage
 from orchestrator.storage.runlog import RunLog
 
 POLL_S = 0.2
-PEERS = "peers"
-"""Reason of an agent that left because others of its job did not come."""
 
 
 def await_others(storage: Storage, clock: Clock, attempt: int, seconds: float) -> None:

@@ -194,7 +194,8 @@ def requeue(job_id: str, *, incomplete: bool) -> int:
 def scancel(argv: list[str]) -> int:
     name = next((a.partition("=")[2] for a in argv if a.startswith("--signal=")), None)
     with state.locked():
-        for job_id in (a for a in argv if not a.startswith("-")):
+        # 7.0 is a step of job 7, and here its only one.
+        for job_id in (a.partition(".")[0] for a in argv if not a.startswith("-")):
             job = state.read(job_id)
             if job is None:
                 return complain(
@@ -236,7 +237,11 @@ def srun(argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     processes = []
     for node in range(count):
-        environ = {**os.environ, "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"fake{node}"}
+        step = {"SLURM_STEP_ID": "0", "SLURM_NODEID": str(node), "SLURMD_NODENAME": f"fake{node}"}
+        environ = {**os.environ, **step}
+        if node in state.setting("stuck_nodes", []):
+            processes.append(subprocess.Popen(["sleep", "600"], env=environ))
+            continue
         processes.append(subprocess.Popen(command, env=environ, preexec_fn=_normal_signals))
     record = state.root() / "jobs" / f"{os.environ['SLURM_JOB_ID']}.tasks"
     record.write_text(" ".join(str(p.pid) for p in processes))

@@ -54,7 +54,7 @@ def everybody() -> list[Job]:
 
 
 def setting(name: str, default: Any) -> Any:
-    """Of this cluster: grace_s, kill_wait_s, eligible_s, down, sacct, requeue_exit."""
+    """Of this cluster: grace_s, kill_wait_s, eligible_s, down, sacct, requeue_exit, stuck_nodes."""
     try:
         return json.loads((root() / "settings.json").read_text()).get(name, default)
     except FileNotFoundError:
@@ -86,8 +86,9 @@ def kill(pids: list[int], number: int) -> None:
 
 def signal_tasks(job: Job, number: int) -> None:
     """To all processes of the step, as Slurm does."""
-    for pid in tasks(job["id"]):
-        kill([pid, *descendants(pid)], number)
+    found = [p for pid in tasks(job["id"]) for p in (pid, *descendants(pid))]
+    # Slurm's own daemons do it, whoever asks: not this process, which a task may have started.
+    kill([p for p in found if p != os.getpid()], number)
 
 
 def end_job(job: Job, why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from orchestrator.controller import nodes, status
 from orchestrator.controller.actions import cancel
 from orchestrator.errors import UserError
 from orchestrator.storage import attempts
+from tests.harness import runs
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven, saved_all
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
@@ -79,6 +81,25 @@ def test_two_nodes_one_notice_stops_both(
     state.kill([second], signal.SIGTERM)
     finished(run, calm, attempts_=2)
     assert fake.job(job_id(run))["restarts"] == 1
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_node_whose_agent_never_comes_is_named(
+    bench: SlurmBench, fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, stuck: int
+) -> None:
+    """No attempt is claimed, no node is held until the time limit, and three are enough."""
+    monkeypatch.setattr(runs, "SiteSettings", partial(runs.SiteSettings, node_lost_s=0.4))
+    fake.set(stuck_nodes=[stuck])
+    run = bench.submit(bench.job(nodes=2))
+    run.drive(lambda s: s.row["message"] == f"waits for 1 of 2 nodes: node {stuck}")
+    run.hurry()
+    end = run.drive(seconds=150.0)
+    assert (end.state, end.row["reason"], end.row["attempt"]) == ("HELD", "never-starts", 0)
+    words = f"1 of 2 nodes did not come within 6 s: node {stuck}"
+    assert words in end.row["message"], end.row
+    assert f"here: fake{1 - stuck}" in end.row["message"], end.row
+    assert len(attempts.read_submissions(run.storage)) == 3
+    until_job(fake, run, "FAILED")
 
 
 def test_the_time_limit_came_before_the_save_was_through(
