@@ -9,7 +9,7 @@ from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.runlog import RunLog
 from tests.faults import scene
-from trainer.parts import Digests, Head, PartWriter
+from trainer.parts import Committed, Digests, Head, PartWriter
 
 STEPS = (10, 20)
 
@@ -55,7 +55,8 @@ def _commit(storage: PosixStorage, root: Path, files: Path, step: int) -> None:
         adapter_digest="d",
         adapter_sha256=sha256((files / "adapter_model.safetensors").read_bytes()),
     )
-    scene.assembler(root, 1).commit(directory, parts, head)
+    outcome = scene.assembler(root, 1).commit(directory, parts, head)
+    assert isinstance(outcome, Committed)
 
 
 def of_training(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import Assignment, StartFrom, StartPoint
-from orchestrator.errors import NotOwner
+from orchestrator.errors import NotOwner, StorageError
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.keeper import Keeper
@@ -27,7 +27,7 @@ from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
 from tests.unit.storage import fakes
 from trainer.assemble import Assembler
-from trainer.parts import Committed, Digests, Head, PartWriter
+from trainer.parts import Committed, Digests, Failed, Head, PartWriter
 
 RANKS = 2
 FACTS = {"world.nodes": 1}
@@ -81,7 +81,10 @@ def save(root: Path, attempt: int, step: int) -> Committed:
         adapter_digest="d",
         adapter_sha256=sha256(files[fakes.ADAPTER]),
     )
-    return assembler(root, attempt).commit(directory, parts, head)
+    outcome = assembler(root, attempt).commit(directory, parts, head)
+    if isinstance(outcome, Failed):
+        raise StorageError(outcome.message)
+    return outcome
 
 
 def make(root: Path, *steps: int) -> None:
