@@ -5,6 +5,9 @@
 `Bench.job` (`step_s=0.05`). finished: a notice at step 7, then on to the end. preempted, killed:
 left there, after a notice or a SIGKILL. unfenced: preempted, and a second start was killed between
 its claim and its fence. cancelled: at step 3.
+
+`<commit>-training.tar.xz`: a real training of `TrainingBench.job` with six steps, left after a
+notice at step 1; the model and the pictures are made anew where it is unpacked.
 """
 
 from __future__ import annotations
@@ -26,14 +29,16 @@ from tests.harness.runs import ROOT, Driven
 
 COMMIT = "f913d38"
 ARCHIVE = ROOT / "tests" / "data" / f"{COMMIT}.tar.xz"
+TRAINED_AT = f"/tmp/qvl-kept/{COMMIT}t"
+TRAINING = ROOT / "tests" / "data" / f"{COMMIT}-training.tar.xz"
 MADE_AT = f"/tmp/qvl-kept/{COMMIT}"
 
 
 class Kept:
     """The kept runs, unpacked below `folder`; the run directories at `uri`, if that is given."""
 
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
-        with tarfile.open(ARCHIVE) as archive:
+    def __init__(self, folder: Path, uri: str | None = None, archive_file: Path = ARCHIVE) -> None:
+        with tarfile.open(archive_file) as archive:
             archive.extractall(folder, filter="data")
         self.names: dict[str, str] = json.loads((folder / "names.json").read_text())
         self.registry = Registry(folder / "state")
@@ -54,7 +59,8 @@ class Kept:
 
     def _moved(self, data: bytes) -> bytes:
         """Early records bear no checksum: where they lie may be written anew."""
-        text = data.decode().replace(f"{MADE_AT}/runs", self._root)
+        text = data.decode().replace(TRAINED_AT, MADE_AT)
+        text = text.replace(f"{MADE_AT}/runs", self._root)
         return (
             text.replace(MADE_AT, str(self._folder)).replace(_python(text), sys.executable).encode()
         )

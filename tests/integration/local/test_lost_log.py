@@ -103,6 +103,17 @@ def test_a_repair_that_was_cut_off_is_repeated(
     lostlog.repaired_and_finished(run, before)
 
 
+def test_the_copy_beside_the_log_tells_what_was_lost(bench: Bench) -> None:
+    run = preempted(bench)
+    records = run.records()
+    lines = [run.storage.get(layout.log_record(r.seq)) for r in records]
+    run.storage.put(layout.LOG_COPY, b"\n".join(lines))
+    before = lostlog.held_with_everything_there(run, lostlog.everything)
+    found = lostlog.repaired_and_finished(run, before)
+    assert (found.kept, found.found) == (len(records), ())
+    assert run.records()[: len(records)] == records
+
+
 def test_nothing_is_repaired_while_a_job_is_there(bench: Bench) -> None:
     run = bench.submit(step_s=0.5)
     run.until_step(1)
