@@ -53,6 +53,8 @@ class PodView:
     ended: Said | None = None
     """Why our container ended."""
     exit_code: int | None = None
+    others_run: bool = False
+    """A container that is not ours runs."""
 
     @property
     def has_ended(self) -> bool:
@@ -62,7 +64,7 @@ class PodView:
     @property
     def lingers(self) -> bool:
         """Another container holds what ours has left."""
-        return self.ended is not None and self.phase == "Running"
+        return self.ended is not None and self.others_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,10 @@ def read_pod(raw: Raw) -> PodView:
         else None,
         waiting=_said(state["waiting"]) if state.get("waiting") else None,
         ended=_said(terminated) if terminated else None,
+        others_run=any(
+            c.get("name") != names.CONTAINER and _map(c, "state").get("running") is not None
+            for c in status.get("containerStatuses") or ()
+        ),
         exit_code=int(terminated["exitCode"]) if terminated else None,
     )
 

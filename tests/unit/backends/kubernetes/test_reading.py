@@ -338,6 +338,17 @@ def test_a_container_that_outlives_the_agent(
     assert (seen.phase, seen.lingers, seen.ending) == (phase, lingers, ending)
 
 
+def test_a_pod_whose_only_container_has_just_ended_does_not_linger() -> None:
+    """Its phase follows a moment later: nothing of it need be ended by us."""
+    states = [{"name": "train", "state": {"terminated": {"exitCode": 75}}}]
+    raw = {
+        "metadata": {"name": "p", "labels": {"job-name": "run-1"}},
+        "status": {"phase": "Running", "containerStatuses": states},
+    }
+    seen = read(attempt(read_pod(raw)), NOW)
+    assert (seen.phase, seen.lingers) == ("running", False)
+
+
 def test_pods_of_any_server_can_be_read() -> None:
     for raw in ({}, {"status": None}, {"metadata": {"deletionTimestamp": "x"}}, {"spec": []}):
         assert read_pod(raw).phase == "Pending"
