@@ -37,6 +37,9 @@ class Seen:
     view: LogView
     damaged: tuple[str, ...] = ()
     """Records that are passed over, since they are not what was written."""
+    there: bool = False
+    """The backend does not say yet that the job is gone, whatever the run directory shows: it may
+    still hold, or get, what its run asked for."""
     lingers: bool = False
     """The job is gone, but something else in it holds what it was given."""
     suspended: bool = False
@@ -122,6 +125,7 @@ def observe(run: Run) -> Seen:
         summary,
         view,
         damaged,
+        there=seen.phase in ("pending", "running", "unknown") and not seen.forgotten,
         lingers=seen.lingers,
         suspended=seen.suspended,
         log_fault=log_fault,

@@ -38,9 +38,6 @@ from orchestrator.storage.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound
 from orchestrator.storage.reserve import try_writing
 
-HOLDING = ("pending", "running")
-"""Phases of a job that holds, or may get, what its run asked for."""
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -93,7 +90,7 @@ def reconcile(run: Run) -> Step:
     _record_end(run, seen, decision, state, row)
     # A finished run is looked after until its job is, so that nothing is left of that.
     remembers = isinstance(run.backend, RemembersRuns)
-    over = not (remembers and isinstance(decision, Finish) and seen.facts.backend in HOLDING)
+    over = not (remembers and isinstance(decision, Finish) and seen.there)
     kept = {**row, rows.RECORDED: state.value}
     run.registry.saw(run.run_id, kept, final=over and state in FINAL, at=run.clock.now())
     return Step(state, decision, row, over)

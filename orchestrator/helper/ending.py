@@ -154,6 +154,8 @@ def refusal_code(fault: QvlError) -> tuple[int, str]:
         return ExitCode.REFUSED, "user"
     if isinstance(fault, PeersMissing):
         return CRASH, PEERS
-    if isinstance(fault, NotFound) or not isinstance(fault, StorageError):
+    # A permission that is denied does not come back by itself: such starts are counted.
+    closed = isinstance(fault.__cause__, PermissionError)
+    if closed or isinstance(fault, NotFound) or not isinstance(fault, StorageError):
         return CRASH, "storage"
     return ExitCode.STORAGE, "storage"

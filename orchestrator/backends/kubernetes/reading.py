@@ -284,12 +284,11 @@ def _exit(pod: PodView) -> tuple[Ending, str] | None:
         return "oom", "killed for memory (OOMKilled): raise resources.memory_gb"
     if pod.kill_at is not None:
         return "preempted", "deleted"
-    if ending := ending_by_code(pod.exit_code):
-        return ending, f"ended with exit code {pod.exit_code}"
     if pod.phase == "Failed" or pod.exit_code:
         code = "" if pod.exit_code is None else f" with exit code {pod.exit_code}"
         words = _last_words(pod)
-        return "failed", f"ended{code}: {words}" if words else f"ended{code}"
+        said = f"ended{code}: {words}" if words else f"ended{code}"
+        return ending_by_code(pod.exit_code) or "failed", said
     return None
 
 

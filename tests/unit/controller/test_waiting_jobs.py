@@ -97,6 +97,7 @@ class Place:
 
     def end_attempt(self, code: int, notice: str | None = None) -> None:
         self.built.claim(1)
+        self.built.log.append("fence", 1)
         common: dict[str, Any] = {"attempt": 1, "slot": 0}
         slot = SlotRecord(**common, token="t1", host="h", address="", port=0, pid=1, backend_id="1")
         assert attempts.create_slot(self.storage, slot) is None
@@ -133,11 +134,13 @@ def test_a_job_that_a_queue_suspends_is_submitted_anew(built: Built) -> None:
     assert place.cluster.told == [("submit", 2)]
 
 
-def test_what_outlives_a_finished_attempt_is_ended(built: Built) -> None:
-    """And the run is not left before: nobody else would free its GPUs."""
-    place = Place(built, Observation(phase="running"))
+@pytest.mark.parametrize("phase", ["pending", "running", "unknown"])
+def test_what_outlives_a_finished_attempt_is_ended(built: Built, phase: Any) -> None:
+    """And the run is not left before: nobody else would free its GPUs. A short one may have
+    ended before the server says that its pod was started.
+    """
+    place = Place(built, Observation(phase=phase))
     place.end_attempt(0)
-    place.built.log.append("fence", 1)
     place.built.log.append("done", 1, to_json(Done(commit_seq=1, step=1, adapter_sha256="")))
     step = place.look()
     assert (step.state, step.settled, built.registry.find(built.entry.run_id).final) == (
