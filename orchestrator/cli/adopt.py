@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import escape
 from orchestrator.cli.common import json_option, note, out, out_json, registry
 from orchestrator.errors import NoSuchRun, UsageError, UserError
 
@@ -112,7 +113,6 @@ def _adopt(run: Run, *, trusting: bool) -> dict[str, Any]:
 
 def _agreed(shown: list[dict[str, Any]], *, yes: bool, as_json: bool) -> bool:
     """Show what would run; True if that is what the person wants."""
-    from orchestrator.cli.tool import plain
 
     for one in shown:
         say = note if as_json else out
@@ -120,7 +120,7 @@ def _agreed(shown: list[dict[str, Any]], *, yes: bool, as_json: bool) -> bool:
         for name, value in one.items():
             if name != "run_id" and value not in (None, [], {}):
                 for line in _lines(name, value):
-                    say(f"  {plain(line)}")
+                    say(f"  {escape.line(line)}")
     if yes:
         return True
     if as_json or not sys.stdin.isatty():

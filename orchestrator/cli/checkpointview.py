@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli import escape
 from orchestrator.cli.common import note, out
 from orchestrator.cli.table import aligned, size
 
@@ -111,9 +112,7 @@ def manifest_bytes(manifest: dict[str, Any]) -> int:
 
 
 def _short(value: Any) -> str:
-    from orchestrator.cli.tool import plain
-
-    text = plain(str(value))
+    text = escape.line(str(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from orchestrator.cli import escape, streams
 
 if TYPE_CHECKING:
     from orchestrator.controller.run import Run
@@ -23,19 +26,61 @@ def json_option(function: F) -> F:
     )
 
 
-def out(text: str = "") -> None:
+def out(line: str = "") -> None:
     """One line of the answer, on stdout."""
-    sys.stdout.write(f"{text}\n")
+    _out(f"{escape.line(line)}\n")
+
+
+def out_text(text: str) -> None:
+    """Lines of the answer, with their ends, on stdout."""
+    _out(escape.text(text))
+
+
+def out_drawn(text: str) -> None:
+    """What was drawn for a terminal from parts that were escaped, on stdout."""
+    _out(text)
+
+
+def out_data(text: str) -> None:
+    """A document on stdout: byte for byte, but for a terminal."""
+    _out(escape.text(text) if sys.stdout.isatty() else text)
 
 
 def out_json(value: Any) -> None:
     """The answer as one line of JSON on stdout, in ASCII: right in every locale."""
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    text = json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+    _out(f"{text}\n")
 
 
-def note(text: str) -> None:
+def note(line: str) -> None:
     """A line about the answer, on stderr."""
-    sys.stderr.write(f"{text}\n")
+    _err(f"{escape.line(line)}\n")
+
+
+def note_text(text: str) -> None:
+    """Lines about the answer, on stderr."""
+    _err(f"{escape.text(text)}\n")
+
+
+def note_over(line: str) -> None:
+    """In a terminal, a line on stderr that takes the place of the one before; empty: none."""
+    _err(f"\r\x1b[K{escape.line(line)}")
+
+
+def _out(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as fault:
+        raise streams.lost(fault) from fault
+
+
+def _err(text: str) -> None:
+    # A full disk or a closed pipe behind stderr stops no command: nobody could be told of it.
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def registry() -> Registry:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json, registry
+from orchestrator.cli.common import json_option, note, out, out_data, out_json, registry
 
 if TYPE_CHECKING:
     from orchestrator.controller.loop import Rounds
@@ -134,7 +134,7 @@ def unit(*, interval: float, as_json: bool) -> int:
     if as_json:
         out_json({"text": text})
     else:
-        out(text.rstrip("\n"))
+        out_data(text.rstrip("\n") + "\n")
     return 0
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator.cli.common import out
 from orchestrator.cli.table import size
-from orchestrator.cli.tool import plain
 
 SHOWN = 50
 """Findings that are printed unless all are asked for."""
@@ -32,7 +31,7 @@ def _lines(report: Mapping[str, Any], show_all: bool) -> Iterator[str]:
 
 
 def _file(file: Mapping[str, Any]) -> Iterator[str]:
-    yield plain(file["file"])
+    yield str(file["file"])
     yield (
         f"  {file['records']:,} records ({file['faulty_records']:,} with faults, "
         f"{file['text_only']:,} without a picture), {file['distinct_images']:,} pictures"
@@ -73,7 +72,7 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[str]:
         repeated = f"  x {run['tokens']}" if len(run["ids"]) < run["tokens"] else ""
         for number, text in enumerate(run["text"].split("\n")):
             if text or number:
-                yield f"  {sign} {plain(text)}{repeated}"
+                yield f"  {sign} {text}{repeated}"
 
 
 def _findings(findings: Sequence[Mapping[str, Any]], show_all: bool) -> Iterator[str]:
@@ -82,7 +81,7 @@ def _findings(findings: Sequence[Mapping[str, Any]], show_all: bool) -> Iterator
     for found in shown:
         place = found["file"] if found["record"] is None else f"{found['file']}:{found['record']}"
         at = "" if found["line"] is None else f" (line {found['line']})"
-        yield plain(f"{found['level']}: {place}{at}: {found['kind']}: {found['reason']}")
+        yield (f"{found['level']}: {place}{at}: {found['kind']}: {found['reason']}")
     if len(shown) < len(ordered):
         yield f"... and {len(ordered) - len(shown):,} more: --all"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json, registry
+from orchestrator.cli.common import json_option, note, out, out_json, out_text, registry
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -165,6 +165,6 @@ def _show(found: tuple[Finding, ...], *, every: bool, as_json: bool) -> None:
         return
     for finding in found:
         if every or finding.level != "good":
-            out(finding.text())
+            out_text(finding.text() + "\n")
     told = ", ".join(f"{n} {level}" for level, n in counts.items() if n)
     out(f"looked at {len(found)} things: {told}" + ("" if every else " (--all shows all)"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from orchestrator.cli.common import note
+from orchestrator.cli.common import note, note_over, note_text
 from orchestrator.controller import loop
 from orchestrator.controller.rows import recorded
 from orchestrator.controller.run import Run
@@ -26,7 +26,7 @@ def follow_to_end(run: Run) -> int:
     """Watch until the run is settled; its exit code. Ctrl-C ends the watching only."""
     row = watch(run)
     if row is None:
-        note(
+        note_text(
             f"no longer watching; the run goes on\n"
             f"  watch again    qvl-orchestrate status --watch {run.run_id}\n"
             f"  stop for good  qvl-orchestrate cancel {run.run_id}"
@@ -116,11 +116,10 @@ class _Screen:
             return
         self._last = mark
         if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{line}")
-            sys.stderr.flush()
+            note_over(line)
         else:
             note(line)
 
     def end(self) -> None:
         if self._terminal and self._last is not None:
-            sys.stderr.write("\n")
+            note("")

@@ -51,7 +51,7 @@ def command(
 ) -> int:
     """Ask a model (see `_HELP`)."""
     from orchestrator.cli.result import gather
-    from orchestrator.cli.tool import Bar, absolute, plain, run_tool
+    from orchestrator.cli.tool import Bar, absolute, run_tool
     from orchestrator.controller import trust
 
     chosen = get_run(run)
@@ -75,11 +75,11 @@ def command(
         out_json({"run_id": chosen.run_id, "step": result.commit.step, **said})
         return 0
     for text in said["answer"].split("\n"):
-        out(plain(text))
+        out(text)
     if compare:
         out("without the adapter:")
         for text in said["base_answer"].split("\n"):
-            out(plain(text))
+            out(text)
     return 0
 
 

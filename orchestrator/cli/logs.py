@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, note, out, out_json
+from orchestrator.cli import escape
+from orchestrator.cli.common import get_run, json_option, note, out_json, out_text
 from orchestrator.errors import QvlError, UsageError
 
 if TYPE_CHECKING:
@@ -237,5 +238,6 @@ def _print(lines: Iterable[Line], *, several: bool, as_json: bool) -> bool:
             answer = {"attempt": line.attempt, "rank": line.rank, "time": line.time}
             out_json({**answer, "line": line.text})
         else:
-            out(f"[a{line.attempt} r{line.rank}] {line.text}" if several else line.text)
+            mark = f"[a{line.attempt} r{line.rank}] " if several else ""
+            out_text(f"{mark}{escape.printed(line.text)}\n")
     return line is not None

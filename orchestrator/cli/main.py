@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-import json
 import os
 import sys
 import traceback
@@ -14,6 +13,9 @@ from pathlib import Path
 
 import click
 
+from orchestrator import __version__
+from orchestrator.cli import streams
+from orchestrator.cli.common import note, note_text, out_json
 from orchestrator.errors import InternalError, QvlError, StorageError, UserError
 
 INTERRUPTED = 130
@@ -108,6 +110,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Fine-tune Qwen-VL models with Q-LoRA on preemptible GPUs as safely as on reserved ones."""
 
@@ -118,38 +121,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     SIGPIPE stays ignored, as Python has it: a connection that breaks is an error to be told. Only
     a reader of our output who leaves early ends the command without a word.
     """
-    _tolerate_encodings()
+    streams.prepare()
     try:
-        code = _run(argv)
+        code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_stdout()
         return BROKEN_PIPE
     except SystemExit:  # what click makes of a broken pipe
         return BROKEN_PIPE
+    except OSError as fault:
+        return _tell(streams.lost(fault), as_json=False)
     return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    args = list(sys.argv[1:] if argv is None else argv)
+def _run(args: Sequence[str]) -> int:
     as_json = "--json" in args
     try:
-        result = cli.main(args=args, prog_name="qvl-orchestrate", standalone_mode=False)
+        result = cli.main(args=list(args), prog_name="qvl-orchestrate", standalone_mode=False)
     except click.exceptions.Exit as left:
         return left.exit_code
     except click.Abort:
         if as_json:
             _print_error("aborted", None, INTERRUPTED)
-        sys.stderr.write("aborted\n")
+        note("aborted")
         return INTERRUPTED
     except click.ClickException as fault:
         if as_json:
             _print_error(fault.format_message(), None, fault.exit_code)
-        fault.show(sys.stderr)
+        usage = io.StringIO()
+        fault.show(usage)
+        note_text(usage.getvalue().rstrip("\n"))
         return fault.exit_code
     except QvlError as fault:
         return _tell(fault, as_json)
+    except BrokenPipeError:
+        raise
     except Exception as fault:  # noqa: BLE001 - the last line of defence of the command line
+        if (lost := streams.fault_of_stdout()) is not None:
+            return _tell(lost, as_json=False)
         return _tell(_of_this_machine(fault) or _of_ours(fault, args), as_json)
     return result if isinstance(result, int) else 0
 
@@ -161,7 +171,7 @@ def _tell(fault: QvlError, as_json: bool) -> int:
         _print_error(message, fault.hint, fault.exit_code)
     head = "" if ours else "error: "
     hint = f"\n  hint: {fault.hint}" if fault.hint else ""
-    sys.stderr.write(f"{head}{message}{hint}\n")
+    note_text(f"{head}{message}{hint}")
     return fault.exit_code
 
 
@@ -178,9 +188,12 @@ def _of_this_machine(fault: Exception) -> QvlError | None:
         return homeless
     if fault.filename is not None and Path(os.fsdecode(fault.filename)).is_relative_to(state):
         return faults.of_files(state, fault)
-    where = "a file" if fault.filename is None else os.fsdecode(fault.filename)
+    if fault.filename is None:
+        return StorageError(f"the output, or a file, cannot be written: {fault.strerror}")
     hint = "free some space there" if fault.errno in faults.FULL else None
-    return StorageError(f"{where} cannot be used: {fault.strerror}", hint=hint)
+    return StorageError(
+        f"{os.fsdecode(fault.filename)} cannot be used: {fault.strerror}", hint=hint
+    )
 
 
 def _of_ours(fault: Exception, args: Sequence[str]) -> InternalError:
@@ -192,15 +205,7 @@ def _of_ours(fault: Exception, args: Sequence[str]) -> InternalError:
 
 
 def _print_error(message: str, hint: str | None, exit_code: int) -> None:
-    answer = {"error": {"message": message, "hint": hint, "exit_code": exit_code}}
-    sys.stdout.write(json.dumps(answer) + "\n")
-
-
-def _tolerate_encodings() -> None:
-    """What the terminal's encoding lacks is shown escaped, instead of ending the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    out_json({"error": {"message": message, "hint": hint, "exit_code": exit_code}})
 
 
 def _write_report(args: Sequence[str]) -> Path | None:
@@ -208,7 +213,6 @@ def _write_report(args: Sequence[str]) -> Path | None:
 
     None if it cannot be written: a full disk may be what went wrong.
     """
-    from orchestrator import __version__
     from orchestrator.clock import SystemClock, iso
     from orchestrator.registry.store import default_state_dir
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, out, out_json
+from orchestrator.cli.common import get_run, json_option, out, out_json, out_text
 
 if TYPE_CHECKING:
     from orchestrator.cli.result import Result
@@ -58,7 +58,7 @@ def command(*, run: str, folder: Path, step: int | None, as_json: bool) -> int:
         out_json(_answer(result, folder, measured))
     else:
         out(f"merged step {result.commit.step} of {chosen.run_id} into {folder}")
-        out(_said(measured))
+        out_text(_said(measured) + "\n")
     return 0
 
 

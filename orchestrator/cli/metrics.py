@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import sys
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, note, out, out_json
+from orchestrator.cli import escape
+from orchestrator.cli.common import get_run, json_option, note, out, out_json, out_text
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,9 +46,13 @@ def command(*, run: str, as_csv: bool, as_json: bool) -> int:
         for row in rows:
             out_json(row)
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+        table = io.StringIO()
+        writer = csv.DictWriter(table, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {k: escape.line(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows
+        )
+        out_text(table.getvalue())
     elif rows:
         _print(rows)
     else:

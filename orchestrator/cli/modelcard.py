@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from orchestrator.cli.escape import line as plain
 from orchestrator.cli.result import Result
-from orchestrator.cli.tool import plain
 from orchestrator.contract.event import StepMetrics
 
 _ROWS = 12

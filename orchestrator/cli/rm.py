@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli import escape
 from orchestrator.cli.common import get_run, json_option, out, out_json
 from orchestrator.errors import UsageError
 
@@ -59,4 +60,4 @@ def command(*, run: str, yes: bool, keep_adapter: Path | None, as_json: bool) ->
 def _ask(question: str) -> None:
     if not sys.stdin.isatty():
         raise UsageError("nobody to ask whether to delete the run", hint="say --yes")
-    click.confirm(question, abort=True, err=True)
+    click.confirm(escape.line(question), abort=True, err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.cli.common import json_option, out, out_json
+from orchestrator.cli.common import json_option, out_data, out_json
 
 _HELP = "Print the JSON schema of job files, for editors that complete and check as you type."
 _EXAMPLES = """\b
@@ -26,5 +26,5 @@ def command(*, as_json: bool) -> int:
         return 0
     import json
 
-    out(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    out_data(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")
     return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, out_json, registry
+from orchestrator.cli import escape
+from orchestrator.cli.common import json_option, out_drawn, out_json, registry
 
 if TYPE_CHECKING:
     from orchestrator.controller.status import Snapshot
@@ -86,7 +87,7 @@ def _show(
     text = _table(entries, found, public, verbose) + _footer(entries, found, left_out, now)
     if verbose:
         text += _excluded()
-    sys.stdout.write(before + text)
+    out_drawn(before + text)
 
 
 def _excluded() -> str:
@@ -95,7 +96,8 @@ def _excluded() -> str:
 
     lines = [node_line(node) for node in excluded_now()]
     return "".join(
-        f"{line}\n" for line in [*lines, *(["  qvl-orchestrate nodes clear"] if lines else [])]
+        f"{escape.line(line)}\n"
+        for line in [*lines, *(["  qvl-orchestrate nodes clear"] if lines else [])]
     )
 
 
@@ -155,7 +157,12 @@ def _more(entry: RunEntry, snapshot: Snapshot, verbose: bool) -> list[str]:
             ("reason", snapshot.row.get("reason")),
             ("message", snapshot.row.get("message")),
         ]
-    return [f"    {name}: {value}" for name, value in facts if value]
+    return [line for name, value in facts if value for line in _indented(f"{name}: {value}")]
+
+
+def _indented(text: str) -> list[str]:
+    first, *rest = text.splitlines()
+    return [f"    {first}", *(f"      {line}" for line in rest)]
 
 
 def _startup(stages: Mapping[str, float] | None) -> str | None:

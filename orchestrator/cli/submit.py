@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json, registry
+from orchestrator.cli.common import json_option, note, note_text, out, out_data, out_json, registry
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
 
     named = str(in_force(site_file) or "site.toml")
     for finding in submit_warnings(job, load_site(site_file), named, registry()):
-        note(finding.text())
+        note_text(finding.text())
 
 
 def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> None:
@@ -140,7 +140,7 @@ def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> N
     if as_json:
         out_json({"run_id": submission.spec.run_id, "text": submission.text})
     else:
-        sys.stdout.write(submission.text)
+        out_data(submission.text)
     note("nothing was submitted (the run id of a real submission will differ)")
 
 

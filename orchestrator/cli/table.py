@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.cli import escape
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -112,7 +114,11 @@ def symbols_shown() -> bool:
 
 
 def aligned(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Rows of equal length as lines of aligned columns; those in `right` flush right."""
+    """Rows of equal length as lines of aligned columns; those in `right` flush right.
+
+    Each cell stays on its line: what could leave it is escaped.
+    """
+    table = [[escape.line(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
@@ -127,7 +133,9 @@ def plain(body: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> str:
     """Status cells as aligned lines, every column; below each row its lines of `more`."""
     right = [i for i, column in enumerate(COLUMNS) if column.right]
     head, *lines = aligned([[c.title for c in COLUMNS], *body], right=right)
-    rows = ("\n".join([line, *extra]) for line, extra in zip(lines, more, strict=True))
+    rows = (
+        "\n".join([line, *map(escape.line, extra)]) for line, extra in zip(lines, more, strict=True)
+    )
     return "\n".join([head, *rows]) + "\n"
 
 
@@ -142,6 +150,7 @@ def drawn(body: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> str:
     from rich.text import Text
 
     console = Console(highlight=False)
+    body = [[escape.line(cell) for cell in row] for row in body]
     shown = fitting([[c.title for c in COLUMNS], *body], console.width)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     for i in shown:
@@ -159,7 +168,8 @@ def drawn(body: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> str:
         for row, extra in zip(body, more, strict=True):
             hidden = [f"    next: {row[NEXT]}"] if NEXT not in shown and row[NEXT] else []
             if lines := [*extra, *hidden]:
-                console.print(Text("\n".join([row[0], *lines])), soft_wrap=True)
+                shown_lines = "\n".join(map(escape.line, [row[0], *lines]))
+                console.print(Text(shown_lines), soft_wrap=True)
     return capture.get()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json
+from orchestrator.cli.common import json_option, note, note_text, out, out_data, out_json, out_text
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def show(
     note(f"{found.template_id}  sha256 {found.sha256}  api {found.api}")
     for source in found.sources[1:]:
         note(f"  with {source.name}  {source.path}")
-    sys.stdout.write(text)
+    out_data(text)
     return 0
 
 
@@ -111,7 +110,7 @@ def diff(*, site: Path | None, template: Path | None, source: bool, as_json: boo
         note("the template in force is the one that ships: the site has none of its own")
     elif not text:
         note(f"{theirs.template_id} changes nothing")
-    sys.stdout.write(text)
+    out_data(text)
     return 0
 
 
@@ -254,7 +253,7 @@ def _show_values(values: Any, as_json: bool) -> int:
     if as_json:
         out_json(values)
     else:
-        out(json.dumps(values, indent=2, ensure_ascii=False))
+        out_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
@@ -273,12 +272,12 @@ def _report_json(report: Report) -> dict[str, Any]:
 
 def _print_report(report: Report) -> None:
     for finding in report.findings:
-        out(str(finding))
+        out_text(f"{finding}\n")
     for act in report.acts:
         if not act.refused:
             out(f"{act.shape}, {act.story}: {act.seen or 'nothing as it must be'}")
     for text in report.notes:
-        note(f"note: {text}")
+        note_text(f"note: {text}")
     if not report.slurm:
         note("note: no Slurm answers here, so sbatch --test-only was not run")
     count = len(report.findings)

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.common import note_over
 from orchestrator.errors import (
     CheckpointError,
     InternalError,
@@ -124,7 +125,7 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
+            note_over("")
 
     def show(self, message: Mapping[str, Any]) -> None:
         """`what`, or the name of `file`, and how much of it is done."""
@@ -133,14 +134,7 @@ class Bar:
         done, total = int(message.get("done", 0)), max(1, int(message.get("total", 1)))
         what = message.get("what") or Path(str(message.get("file", ""))).name
         filled = 30 * done // total
-        line = f"{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}"
-        sys.stderr.write(f"\r\x1b[K{plain(line)}")
-        sys.stderr.flush()
-
-
-def plain(text: str) -> str:
-    """Text of others for a terminal: what is not printable is shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        note_over(f"{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -97,6 +97,17 @@ def test_never_called(name: str) -> None:
     assert found == []
 
 
+def test_what_a_person_reads_is_written_in_one_place() -> None:
+    """There it is escaped for the terminal (orchestrator/cli/escape.py)."""
+    writers = {"sys.stdout.write", "sys.stderr.write", "click.echo", "click.secho"}
+    found = {
+        file
+        for file, node in nodes(ast.Call)
+        if file.startswith("orchestrator/cli/") and ast.unparse(node.func) in writers  # type: ignore[attr-defined]
+    }
+    assert found == {"orchestrator/cli/common.py"}
+
+
 def test_nothing_unpickles() -> None:
     found = [
         file for file, node in nodes(ast.Import, ast.ImportFrom) if NEVER & set(imported(node))

@@ -104,7 +104,9 @@ def test_a_job_that_was_handed_over_all_the_same_ends_by_itself(
     local = backend.LocalBackend(desk.bench.registry.state_dir)
     identifier = JobRef((job / "id").read_text(), job.name)
     desk.eventually(lambda: local.observe([identifier])[identifier].phase == "gone")
-    assert left_of(desk) == []
+    # Its last words, at most: nothing was claimed.
+    words = [p for folder in left_of(desk) for p in folder.rglob("*") if p.is_file()]
+    assert [p for p in words if "arrivals" not in p.parts] == []
 
 
 # --- a directory that is gone, or damaged ---------------------------------------------------
@@ -159,7 +161,7 @@ def test_a_job_at_work_on_a_lost_directory_is_cancelled_first(
         (folder / layout.RESOLVED).write_text("{")
     desk("rm", run_id, "--yes", code=78)
     assert f"first `qvl-orchestrate cancel {run_id}`" in desk.err
-    assert desk.json("cancel", run_id)["state"] == "CANCELLED"
+    assert desk.json("cancel", run_id)["state"] in ("CANCELLING", "CANCELLED")
     job = job_of(entry.row or {})
     assert job is not None
     local = backend.LocalBackend(desk.bench.registry.state_dir)
