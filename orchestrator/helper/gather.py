@@ -85,8 +85,12 @@ class Gathering:
                 self._storage.delete(self._path())
 
     def last_words(self, reason: str, words: str) -> None:
-        """Say why this agent left without a claim. Best effort: its own output says it too."""
+        """Say why this agent left without a claim. Best effort: its own output says it too.
+
+        Of a run whose directory is gone nothing is written: that would make it anew.
+        """
         with suppress(StorageError):
+            self._storage.get(layout.RESOLVED)
             self._put(reason, words)
 
     def _path(self) -> str:

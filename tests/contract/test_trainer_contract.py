@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import loads, pretty, to_json
+from orchestrator.contract.jsonio import pretty, to_json
+from orchestrator.contract.manifest import decode_manifest, encode_manifest
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
@@ -222,9 +223,9 @@ def test_changed_state_is_refused(flavour: Flavour) -> None:
     directory = run.folder / "copy"
     shutil.copytree(straight.folder / straight.commits()[-1].directory, directory)
     path = directory / layout.MANIFEST
-    manifest = loads(path.read_bytes())
-    manifest["rank_digests"][1] = "blake3:" + "0" * 64
-    path.write_bytes(pretty(manifest))
+    manifest = decode_manifest(path.read_bytes())
+    other = (manifest.rank_digests[0], "blake3:" + "0" * 64)
+    path.write_bytes(encode_manifest(dataclasses.replace(manifest, rank_digests=other)))
     attempt = run.start(StartPoint(kind="checkpoint", step=STEPS, directory=str(directory)))
     attempt.wait()
     refusal = [e for e in attempt.endings() if e["code"] == 78]
