@@ -42,7 +42,7 @@ test: test-fast test-local test-training ## what needs no service; test-all is e
 test-all: test test-rates test-faults test-s3 test-slurm test-k8s test-families ## every suite, about an hour
 
 test-fast: setup ## unit, contract, property, architecture: no training (budget 120 s)
-	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3"
+	@$(BUDGET) 120 $(PYTEST) tests/unit tests/contract tests/property tests/arch -n 2 -m "not training and not s3 and not soak"
 
 test-local: setup ## whole runs on the local backend with the torch-free trainer (budget 300 s)
 	@$(BUDGET) 300 $(PYTEST) tests/integration -n 2 -m "not training and not families and not rates and not soak and not s3 and not slurm and not k8s"

@@ -42,7 +42,9 @@ def test_a_run_is_looked_at_adopted_and_removed(desk: Desk, weed: Weed) -> None:
     desk.bench.registry.remove(run)
     desk("status", run, code=3)
     desk("adopt", f"{where}x", code=78)
-    assert desk.json("adopt", f"{where}/")["runs"] == [{"run_id": run, "run_dir": where}]
+    (adopted,) = desk.json("adopt", f"{where}/")["runs"]
+    assert (adopted["run_id"], adopted["run_dir"]) == (run, where)
+    assert "owner" in adopted["only_read"]
     assert desk.row(run)["state"] == "SUCCEEDED"
 
     upload = weed.client().create_multipart_upload(

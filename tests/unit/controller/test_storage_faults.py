@@ -107,7 +107,7 @@ def scene(tmp_path: Path) -> Scene:
     return scene
 
 
-@pytest.mark.parametrize("seconds", [20.0, 600.0, 90_000.0])
+@pytest.mark.parametrize("seconds", [20.0, 600.0, pytest.param(90_000.0, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("fault", "verbs"),
     [
