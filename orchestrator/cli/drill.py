@@ -26,7 +26,7 @@ the notice is delivered as a signal.
 
 \b
 Exit codes:
-  0   everything held
+  0   every check passed
   1   something did not; both runs are kept to look at
   78  the job file or the site file is wrong
 """
@@ -102,11 +102,11 @@ def command(
     lines = timelines(_events(disturbed), sides[0].curve)
     grace_s = disturbed.job().preemption.grace_s
     checks = judge(*sides, lines, grace_s=grace_s, tolerance=tolerance)
-    held = all(check.ok for check in checks)
+    passed = all(check.ok for check in checks)
     _show(lines, checks, [disturbed, undisturbed], as_json=as_json)
-    if held and not keep:
+    if passed and not keep:
         _remove(disturbed, undisturbed)
-    return 0 if held else 1
+    return 0 if passed else 1
 
 
 def _submit(how: _How, suffix: str) -> Run:
@@ -213,9 +213,9 @@ def _show(
 ) -> None:
     from orchestrator.contract.jsonio import to_json
 
-    held = all(check.ok for check in checks)
+    passed = all(check.ok for check in checks)
     if as_json:
-        found = {"ok": held, "preemptions": to_json(lines), "checks": to_json(checks)}
+        found = {"ok": passed, "preemptions": to_json(lines), "checks": to_json(checks)}
         out_json({**found, "runs": [run.run_id for run in runs]})
         return
     for line in lines:
@@ -224,7 +224,7 @@ def _show(
             value = getattr(line, field)
             out(f"  {'never' if value is None else f'{value:.2f}':>8}  {words}")
     for check in checks:
-        out(f"{'held  ' if check.ok else 'FAILED'}  {check.what} ({check.detail})")
-    if not held:
+        out(f"{'passed' if check.ok else 'FAILED'}  {check.what} ({check.detail})")
+    if not passed:
         for run in runs:
             out(f"  look at  qvl-orchestrate events {run.run_id}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import re
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import escape
-from orchestrator.cli.common import get_run, json_option, note, out_json, out_text
+from orchestrator.cli.common import get_run, json_option, note, note_text, out_json, out_text
 from orchestrator.errors import QvlError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ FOLLOW_S = 0.5
 _HELP = """Show what the ranks of RUN printed: the newest attempt that printed anything, all ranks.
 
 With -f, go on across attempts until the run has ended or waits for a person. Where no rank
-has printed anything, the output of the run's agent on this machine is shown instead.
+has printed anything, the output of the run's agent on this machine is shown instead. What ended
+an attempt by failure is named at the end, with the rank that failed first.
 """
 _EXAMPLES = """\b
 Examples:
@@ -50,7 +51,9 @@ class Line:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is settled.")
 @click.option("--attempt", type=click.IntRange(min=1), help="This attempt only.")
 @click.option("--rank", type=click.IntRange(min=0), help="This rank only.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), help="Begin with the last N lines.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), help="Begin with the last N lines of each rank."
+)
 @json_option
 def command(
     *,
@@ -70,13 +73,35 @@ def command(
         with suppress(KeyboardInterrupt):
             for _ in until_settled(chosen):
                 shown |= _print(source.lines(), several=several, as_json=as_json)
-    if not shown and rank is None:
+    for words in _failures(chosen, source.shown):
+        note_text(words)
+    if not shown and rank is not None:
+        note(f"rank {rank} has printed nothing")
+    elif not shown:
         note("no rank has printed anything; what the agent says:")
         _print(_last(source.agent_lines(), lines), several=False, as_json=as_json)
     elif shown and attempt is None and rank is None:
         for line in _unclaimed(chosen):
             note(line.text)
     return 0
+
+
+def _failures(run: Run, shown: Collection[int]) -> list[str]:
+    """What ended these attempts, if that was a failure: the ranks that went down with the one that
+    failed first had the last word.
+    """
+    from orchestrator.contract.codes import ExitCode
+    from orchestrator.storage.attempts import read_verdicts
+
+    fine = (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
+    found = []
+    for attempt in sorted(shown):
+        failed = [v for v in read_verdicts(run.storage, attempt) if v.code not in fine]
+        if failed:
+            first = min(failed, key=lambda v: v.time)
+            words = ": ".join(filter(None, (first.reason, first.message)))
+            found.append(f"attempt {attempt} failed: {words}")
+    return found
 
 
 def _unclaimed(run: Run) -> list[Line]:
@@ -162,6 +187,13 @@ class _Source:
         self._rank = rank
         self._tail = Tail(run.storage)
         self._first: int | None = attempt
+        self.shown: set[int] = set()
+        """Attempts of which there were lines."""
+        if rank is not None and rank >= run.entry.gpus:
+            raise UsageError(
+                f"run {run.run_id} has no rank {rank}",
+                hint=f"it has {run.entry.gpus}, counted from 0",
+            )
         if attempt is not None and attempt not in {c.attempt for c in self._claims()}:
             raise UsageError(f"run {run.run_id} has no attempt {attempt}")
 
@@ -223,11 +255,18 @@ class _Source:
                 time = stamp
             else:  # the rest of a line that was cut by a carriage return
                 text = raw.decode(errors="replace")
+            self.shown.add(attempt)
             yield Line(attempt, rank, time, text)
 
 
 def _last(lines: Iterable[Line], count: int | None) -> Iterable[Line]:
-    return lines if count is None else deque(lines, maxlen=count)
+    """The last `count` of each rank, in their order."""
+    if count is None:
+        return lines
+    kept: dict[int | None, deque[tuple[int, Line]]] = defaultdict(lambda: deque(maxlen=count))
+    for number, line in enumerate(lines):
+        kept[line.rank].append((number, line))
+    return [line for _, line in heapq.merge(*kept.values(), key=lambda pair: pair[0])]
 
 
 def _print(lines: Iterable[Line], *, several: bool, as_json: bool) -> bool:

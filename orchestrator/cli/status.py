@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RECENT = 20
 """Runs that have ended and are shown without --all."""
 WATCH_S = 2.0
+WHY = ("HELD", "FAILED")
+"""States that are shown with their reason."""
 _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 _HELP = """Show each RUN, or all live runs and the last 20 that have ended.
 
@@ -143,6 +145,8 @@ def _more(entry: RunEntry, snapshot: Snapshot, verbose: bool) -> list[str]:
         facts.append(("saves fail", f"since {fault['since'][11:19]} UTC: {fault['message']}"))
     if snapshot.row.get("storage_wait"):
         facts.append(("storage", snapshot.row.get("message")))
+    elif not verbose and snapshot.row["state"] in WHY and snapshot.fault is None:
+        facts.append((f"why ({snapshot.row.get('reason')})", snapshot.row.get("message")))
     needs, grace = snapshot.row.get("save_seconds"), snapshot.row.get("grace_s")
     if needs and grace and (verbose or needs > grace):
         facts.append(("a save", f"needs {needs:.1f} s, grace {grace:.0f} s"))

@@ -119,6 +119,11 @@ def _preemption(line: Timeline, grace_s: float) -> Iterator[Check]:
     same = line.step is not None and line.step == line.resumed_step
     detail = f"stopped at step {line.step}, went on from step {line.resumed_step}"
     yield Check(f"{name}: nothing was lost", same, detail)
+    trained = line.first_step is not None
+    detail = "the notice came after the last step: give it more --steps"
+    if trained:
+        detail = f"its first step was done {line.first_step:.1f} s after the notice"
+    yield Check(f"{name}: the next attempt went on training", trained, detail)
 
 
 def _same(disturbed: Side, undisturbed: Side, tolerance: float) -> Iterator[Check]:

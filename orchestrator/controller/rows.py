@@ -238,6 +238,7 @@ def public_row(row: dict[str, Any], now: float) -> dict[str, Any]:
         "attended",
         "lost_exact",
         "save_fault",
+        "message",
     )
     return {**{name: row.get(name) for name in fields}, "last_checkpoint": checkpoint}
 

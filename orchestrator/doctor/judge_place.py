@@ -147,7 +147,8 @@ def _gpu(machine: Machine, wants_gpu: bool) -> Iterator[Finding]:
         yield Finding("good", "GPUs", f"{machine.gpus} ({machine.gpu_words})")
     elif wants_gpu:
         why = "training runs on the CPU, which is right for a trial only"
-        yield Finding("note", "GPUs", machine.gpu_words or "none", why, "nvidia-smi")
+        change = "run on a machine with a GPU; where it has one, install NVIDIA's driver"
+        yield Finding("note", "GPUs", machine.gpu_words or "none", why, change)
 
 
 def _shm(machine: Machine, wants_gpu: bool) -> Iterator[Finding]:

@@ -114,6 +114,8 @@ def test_a_local_machine(shell: Shell, scontrol: Path) -> None:
     found = levels(shell.json("doctor", "--backend", "local"))
     assert not any("partition" in subject for subject in found)
     assert "GPUs" in found
+    for finding in shell.json("doctor", "--backend", "local")["findings"]:
+        assert finding["change"] != "nvidia-smi"
 
 
 def test_what_is_good_is_shown_on_demand(shell: Shell, scontrol: Path) -> None:

@@ -17,12 +17,41 @@ from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
 from orchestrator.contract.jsonio import to_json
-from orchestrator.storage import checkpoints
+from orchestrator.contract.records import VerdictRecord
+from orchestrator.storage import attempts, checkpoints
 from orchestrator.storage.segments import SegmentWriter
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import RUN, T0, Built, Shell
 
 # --- logs
+
+
+def test_the_last_lines_after_a_crash_hold_the_error(shell: Shell, run: Built) -> None:
+    run.claim(1)
+    run.print(1, 1, (1.0, "step 1"), (2.0, "ValueError: bad sample"))
+    run.print(1, 0, *((3.0 + i, f"broken pipe {i}") for i in range(9)))
+    record = VerdictRecord(
+        attempt=1, slot=0, code=1, reason="crash", message="rank 1: ValueError: bad sample",
+        rank_codes=(1, 1), time=iso(T0 + 20),
+    )  # fmt: skip
+    attempts.write_verdict(run.storage, record)
+    assert shell("logs", RUN, "-n", "2").splitlines() == [
+        "[a1 r1] step 1",
+        "[a1 r1] ValueError: bad sample",
+        "[a1 r0] broken pipe 7",
+        "[a1 r0] broken pipe 8",
+    ]
+    assert shell.err == "attempt 1 failed: crash: rank 1: ValueError: bad sample\n"
+
+
+def test_a_rank_that_there_is_not(shell: Shell, run: Built) -> None:
+    run.claim(1)
+    run.print(1, 0, (1.0, "a"))
+    shell("logs", RUN, "--rank", "99", code=2)
+    assert "has no rank 99" in shell.err
+    assert "it has 2, counted from 0" in shell.err
+    assert shell("logs", RUN, "--rank", "1") == ""
+    assert shell.err == "rank 1 has printed nothing\n"
 
 
 def test_logs_merge_ranks_by_time(shell: Shell, run: Built) -> None:
@@ -38,7 +67,8 @@ def test_logs_merge_ranks_by_time(shell: Shell, run: Built) -> None:
     assert shell("logs", RUN, "--rank", "0", "-n", "2").splitlines() == ["c", "e"]
     assert shell("logs", RUN, "--attempt", "1") == "[a1 r0] old\n"
     assert shell.lines("logs", RUN, "-n", "1") == [
-        {"attempt": 2, "rank": 0, "time": iso(T0 + 5), "line": "e"}
+        {"attempt": 2, "rank": 1, "time": iso(T0 + 4), "line": "d  "},
+        {"attempt": 2, "rank": 0, "time": iso(T0 + 5), "line": "e"},
     ]
     shell("logs", RUN, "--attempt", "9", code=2)
 

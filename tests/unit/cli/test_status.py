@@ -36,6 +36,7 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
         "backend_job_id": None,
         "state": "HELD",
         "reason": "contract",
+        "message": "lora.r differs: 8, 16",
         "attempt": 2,
         "preemptions": 1,
         "step": 15,
@@ -54,7 +55,8 @@ def test_status_json_is_the_documented_row(shell: Shell, run: Built) -> None:
 
 def test_status_as_text(shell: Shell, run: Built) -> None:
     run.held()
-    head, row, as_of = shell("status").splitlines()
+    head, row, why, as_of = shell("status").splitlines()
+    assert why == "    why (contract): lora.r differs: 8, 16"
     assert head.split()[:5] == ["run", "name", "backend", "GPUs", "state"]
     assert re.search(r"HELD .* 15/20 +0\.5000 +10 (✓|ok) 3\d s +0 +- +qvl-orch", row)
     assert re.fullmatch(r"as of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", as_of)

@@ -133,7 +133,7 @@ class Stranger(Built):
 
 
 DRIVEN = {
-    "init": ["init /nowhere/HOSTILE"],
+    "init": ["init /dev/null/HOSTILE"],
     "submit": ["submit HOSTILE", "submit JOB", "submit JOB --HOSTILE",
                "submit JOB --set HOSTILE=1"],
     "data": ["data check JOB", "data check --data HOSTILE --model HOSTILE"],
@@ -193,6 +193,7 @@ def test_no_command_passes_on_what_commands_a_terminal(
         "JOB": str(job),
     }
     argv = [meant.get(word, word.replace("HOSTILE", HOSTILE)) for word in line.split(" ")]
+    monkeypatch.chdir(desk.bench.folder)
     capsys.readouterr()
     if terminal:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -66,8 +66,18 @@ def test_a_drill_that_held() -> None:
     assert any(check.detail == "needs 9.0 s, you have 60 s" for check in checks)
 
 
-def without(kind: str) -> tuple[Event, ...]:
-    return tuple(e for e in EVENTS if e.kind != kind)
+def test_a_notice_after_the_last_step_proves_nothing() -> None:
+    last = tuple(replace(m, attempt=1) for m in CURVE)
+    side = replace(GOOD, curve=last)
+    events = (*without("stop_agreed", "resuming"), event(1, "stop_agreed", step=8),
+              event(21, "resuming", 2, step=8))  # fmt: skip
+    checks = judge(side, ALONE, timelines(events, last), grace_s=60.0)
+    assert failed(checks) == ["attempt 1: the next attempt went on training"]
+    assert any("give it more --steps" in check.detail for check in checks)
+
+
+def without(*kinds: str) -> tuple[Event, ...]:
+    return tuple(e for e in EVENTS if e.kind not in kinds)
 
 
 @pytest.mark.parametrize(
