@@ -14,7 +14,7 @@ pytestmark = pytest.mark.s3
 def test_it_is_held_and_goes_on_once_repaired(
     bench: Bench, calm: tuple[object, ...], lost: lostlog.Choice
 ) -> None:
-    run = bench.submit(step_s=0.05)
+    run = bench.submit(step_s=0.2)
     run.until_step(12)
     run.notify("SIGTERM")
     run.wait_gone()
