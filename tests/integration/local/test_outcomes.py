@@ -102,7 +102,7 @@ def test_a_changed_setting_is_held_until_it_is_allowed(
 
 
 def test_resume_from_an_older_checkpoint_branches_there(bench: Bench) -> None:
-    run = bench.submit(step_s=0.05)
+    run = bench.submit(step_s=0.2)
     run.until_step(11)
     run.notify("SIGKILL")
     run.run.storage.create("tombstone", b"{}")
