@@ -373,6 +373,9 @@ class Session:
         if self._keeper is not None and self._save_fault:
             ending.sweep(self._storage, self._keeper, attempt, self._spec.nodes)
         again = ending.starts_again(self._storage, self._log, self._spec, self._unstored, code)
+        if self._journal is not None:
+            # Whoever sees the job gone may read all that it had to tell.
+            self._journal.flush(force=True)
         self._send("verdict", {"code": code, "again": again})
         if self._keeper is not None:
             patience = float(message.get("seconds") or FINISH_S)
