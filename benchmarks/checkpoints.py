@@ -52,7 +52,7 @@ def prepare(device: str) -> None:
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(1)
-        from trainer import engine
+        from trainer.checkpoint import engine
 
         engine.without_compiler()
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.shapes import SEVEN_B, make_shaped
-from trainer.tiny import make_tiny
+from trainer.testing.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "gpu-results.md"

@@ -26,19 +26,19 @@ from orchestrator.contract.spec import Assignment, StartPoint
 from orchestrator.storage import checkpoints, posix
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.runlog import RunLog
-from trainer import engine, restore, saving
-from trainer.assemble import Assembler
-from trainer.background import Background
-from trainer.base import BaseWatch
-from trainer.commit import Committer
-from trainer.group import Solo
-from trainer.ledger import Ledger
-from trainer.metrics import MetricsLog
-from trainer.notice import NoticeBoard, watch_signals
-from trainer.outcome import Leave
-from trainer.parts import Committed, Places
-from trainer.saving import Saver
-from trainer.votes import Votes
+from trainer.base_model.watch import BaseWatch
+from trainer.checkpoint import engine, restore, saving
+from trainer.checkpoint.assemble import Assembler
+from trainer.checkpoint.background import Background
+from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.ledger import Ledger
+from trainer.checkpoint.parts import Committed, Places
+from trainer.checkpoint.saving import Saver
+from trainer.checkpoint.votes import Votes
+from trainer.collectives.group import Solo
+from trainer.process.notice import NoticeBoard, watch_signals
+from trainer.process.outcome import Leave
+from trainer.tracking.metrics import MetricsLog
 
 NOTICE = signal.SIGUSR1
 MICRO_BATCH_S = 0.001

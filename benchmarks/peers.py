@@ -30,7 +30,7 @@ _CHANGED = (
     "_get_shared_params",
     "_get_buffer_names",
 )
-"""What trainer.engine.install puts over DeepSpeed's own."""
+"""What trainer.checkpoint.engine.install puts over DeepSpeed's own."""
 
 
 def floor(folder: Path, data: memoryview) -> None:

@@ -16,11 +16,11 @@ from benchmarks.measure import Table, interleave, seconds
 from benchmarks.ours import QuietRank, assignment
 from orchestrator.contract.resolved import ModelSpec
 from orchestrator.contract.spec import Assignment
-from trainer.group import Solo
-from trainer.modeling import Loaded, base_digest, base_tensors, load_model
-from trainer.quantized import Base, base_files
-from trainer.snapshot import open_cache
-from trainer.tiny import make_tiny
+from trainer.base_model.modeling import Loaded, base_digest, base_tensors, load_model
+from trainer.base_model.quantization import Base, base_files
+from trainer.base_model.snapshot import open_cache
+from trainer.collectives.group import Solo
+from trainer.testing.tiny import make_tiny
 
 NF4 = {
     "load_in_4bit": True,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from trainer.tiny import make_tiny
+from trainer.testing.tiny import make_tiny
 
 FILE_BYTES = 2 << 30
 SPREAD = 0.02

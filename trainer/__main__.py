@@ -1,7 +1,7 @@
 """`python -m trainer`: one rank of a training run, started by the agent."""
 
-from trainer.rank import run
-from trainer.work import TrainingWork
+from trainer.loop.work import TrainingWork
+from trainer.process.rank import run
 
 if __name__ == "__main__":
     run(TrainingWork())

@@ -43,7 +43,7 @@ def prepare() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     say("making a tiny Qwen2.5-VL and 240 pictures of digits")
-    run(sys.executable, "-m", "trainer.tiny", OUT / "model", "--family", "qwen2_5_vl")
+    run(sys.executable, "-m", "trainer.testing.tiny", OUT / "model", "--family", "qwen2_5_vl")
     run(sys.executable, HERE / "make_data.py", OUT)
     shutil.copy(HERE / "job.yaml", OUT / "job.yaml")
 

@@ -41,7 +41,7 @@ Examples:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request to `trainer.datacheck`, and who shall answer it."""
+    """A request to `trainer.commands.data_check`, and who shall answer it."""
 
     request: dict[str, Any]
     python: str | None = None

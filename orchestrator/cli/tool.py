@@ -42,7 +42,7 @@ def run_tool(
     environ: Mapping[str, str] | None = None,
     on_progress: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run the program `name` of `trainer.tool` with the request on its stdin; its result.
+    """Run the program `name` of `trainer.commands.tool` with the request on its stdin; its result.
 
     python: interpreter of the run; None = ours
     environ: variables of the run, added to ours
@@ -53,7 +53,7 @@ def run_tool(
     with tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
-                [program, "-m", "trainer.tool", name],
+                [program, "-m", "trainer.commands.tool", name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -70,7 +70,7 @@ def run_tool(
             errors.seek(0)
             said = errors.read().decode(errors="replace")[-_TAIL:].strip()
             raise InternalError(
-                f"{program} -m trainer.tool {name} broke off ({child.returncode})\n{said}"
+                f"{program} -m trainer.commands.tool {name} broke off ({child.returncode})\n{said}"
             )
     return result
 

@@ -18,12 +18,7 @@ from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.summary import RunSummary
 from orchestrator.contract.wire import Message, encode
 from orchestrator.domain.continuity import conditions
-from orchestrator.errors import (
-    CheckpointError,
-    NotOwner,
-    QvlError,
-    StorageError,
-)
+from orchestrator.errors import CheckpointError, NotOwner, QvlError, StorageError
 from orchestrator.helper import ending, history, reading
 from orchestrator.helper import facts as fact_sheet
 from orchestrator.helper.cause import Cause, Witness

@@ -18,13 +18,13 @@ CATCH_ALL = {
     "orchestrator/cli/main.py": "a crash becomes a report for a person",
     "orchestrator/controller/status.py": "one run must not hide all others",
     "orchestrator/storage/posix.py": "removes a half-written file, then raises again",
-    "trainer/base.py": "a digest computed aside is told to the rank that waits",
-    "trainer/assemble.py": "a save that failed is an outcome on every rank",
-    "trainer/metrics.py": "a metric that cannot be written never stops a run",
-    "trainer/snapshot.py": "removes half a snapshot, then raises again",
-    "trainer/rank.py": "whatever ends a rank becomes its exit code and its last words",
-    "trainer/trackers.py": "a tracker that fails never stops a run",
-    "trainer/wandblog.py": "a tracker that fails never stops a run",
+    "trainer/base_model/watch.py": "a digest computed aside is told to the rank that waits",
+    "trainer/checkpoint/assemble.py": "a save that failed is an outcome on every rank",
+    "trainer/tracking/metrics.py": "a metric that cannot be written never stops a run",
+    "trainer/base_model/snapshot.py": "removes half a snapshot, then raises again",
+    "trainer/process/rank.py": "whatever ends a rank becomes its exit code and its last words",
+    "trainer/tracking/trackers.py": "a tracker that fails never stops a run",
+    "trainer/tracking/wandb.py": "a tracker that fails never stops a run",
 }
 """The only files that may catch everything, and why."""
 

@@ -9,7 +9,7 @@ from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.runlog import RunLog
 from tests.faults import scene
-from trainer.parts import Committed, Digests, Head, PartWriter
+from trainer.checkpoint.parts import Committed, Digests, Head, PartWriter
 
 STEPS = (10, 20)
 

@@ -26,8 +26,8 @@ from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
 from tests.unit.storage import fakes
-from trainer.assemble import Assembler
-from trainer.parts import Committed, Digests, Failed, Head, PartWriter
+from trainer.checkpoint.assemble import Assembler
+from trainer.checkpoint.parts import Committed, Digests, Failed, Head, PartWriter
 
 RANKS = 2
 FACTS = {"world.nodes": 1}

@@ -185,7 +185,7 @@ def test_files_of_another_checkpoint(kept: Kept) -> None:
 
 @pytest.mark.parametrize("name", ["scaler.pt", "global_step99/x.pt", "adapter_model.bin"])
 def test_extra_files_are_named_and_nothing_loads_them(kept: Kept, name: str) -> None:
-    from trainer.restore import only_named
+    from trainer.checkpoint.restore import only_named
 
     path = kept.root / kept.directory / name
     path.parent.mkdir(exist_ok=True)

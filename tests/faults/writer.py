@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.errors import QvlError
 from orchestrator.storage import checkpoints
 from tests.faults import scene
-from trainer import parts
+from trainer.checkpoint import parts
 
 PR_SET_PTRACER, ANYBODY = 0x59616D61, -1
 UNEXPECTED = 99

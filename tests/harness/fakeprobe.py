@@ -11,9 +11,9 @@ from typing import Any
 
 from orchestrator.contract.spec import Assignment
 from tests.harness.probe import Prober, before
-from trainer import fake
-from trainer.outcome import Ending
-from trainer.rank import Rank, run
+from trainer.process.outcome import Ending
+from trainer.process.rank import Rank, run
+from trainer.testing import fake
 
 
 class ProbedFake(fake.FakeWork):

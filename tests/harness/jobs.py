@@ -99,5 +99,5 @@ def write_data(folder: Path) -> None:
 
 def make_model(folder: Path) -> None:
     """A tiny random Qwen2.5-VL at `folder`/model."""
-    argv = [sys.executable, "-m", "trainer.tiny", str(folder / "model")]
+    argv = [sys.executable, "-m", "trainer.testing.tiny", str(folder / "model")]
     subprocess.run(argv, check=True, timeout=300)

@@ -95,7 +95,9 @@ def old_code(folder: Path) -> Path:
 
 
 def interpreter(path: Path, code: Path) -> Path:
-    """A program that is this interpreter with other code of ours."""
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={code} exec {sys.executable} "$@"\n')
+    """A program that is this interpreter with other code of ours, and that code's fake trainer."""
+    fake = "trainer.testing.fake" if (code / "trainer" / "testing").exists() else "trainer.fake"
+    words = f"PYTHONPATH={code} QVL_TRAINER_MODULE={fake}"
+    path.write_text(f'#!/bin/sh\n{words} exec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path

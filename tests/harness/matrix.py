@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import trainer.build  # noqa: F401 - what a rank would import
+import trainer.loop.build  # noqa: F401 - what a rank would import
 from orchestrator.storage import checkpoints
 from tests.harness import jobs
 from tests.harness.probe import ProbedWork
 from tests.harness.ranks import Run
 from tests.harness.training import listed_otherwise
-from trainer.rank import run
+from trainer.process.rank import run
 
 STEPS, STOP_AT = 4, 2
 NOTICE = {"at": "micro", "step": STOP_AT, "micro": 1, "rank": 0, "signal": "SIGTERM"}

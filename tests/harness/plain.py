@@ -20,8 +20,8 @@ def main(checkpoint: Path, job_file: Path) -> None:
 
     from orchestrator.contract.jsonio import from_json
     from orchestrator.contract.resolved import ResolvedJob
-    from trainer import engine
-    from trainer.modeling import load_model
+    from trainer.base_model.modeling import load_model
+    from trainer.checkpoint import engine
 
     engine.without_compiler()
     job = from_json(ResolvedJob, json.loads(job_file.read_text()))
@@ -34,8 +34,8 @@ def resume(checkpoint: Path, job: Any, loaded: Any) -> dict[str, Any]:
     """One step of a plain Trainer from the checkpoint."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from trainer.dataset import Collator, load_dataset
-    from trainer.modeling import trainable_digest
+    from trainer.base_model.modeling import trainable_digest
+    from trainer.data.dataset import Collator, load_dataset
 
     collate = Collator(loaded.processor.pad_token_id)
     seen: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def read_by_peft(checkpoint: Path, job: Any) -> str:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    from trainer.modeling import trainable_digest
+    from trainer.base_model.modeling import trainable_digest
 
     base = AutoModelForImageTextToText.from_pretrained(job.model.path)
     return trainable_digest(PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True))

@@ -33,9 +33,9 @@ from typing import Any
 from orchestrator.contract import env
 from orchestrator.contract.spec import Assignment
 from tests.harness import hanging
-from trainer.outcome import Ending
-from trainer.rank import Rank, run
-from trainer.work import TrainingWork
+from trainer.loop.work import TrainingWork
+from trainer.process.outcome import Ending
+from trainer.process.rank import Rank, run
 
 PATIENCE_S = 120.0
 Spot = dict[str, Any]
@@ -106,7 +106,8 @@ class ProbedWork(TrainingWork):
     def prepare(self, rank: Rank) -> None:
         super().prepare(rank)
         from tests.harness import restored
-        from trainer import loop, saving
+        from trainer.checkpoint import saving
+        from trainer.loop import training as loop
 
         self._prober = prober = Prober.from_environment(rank)
         trainer = loop.OrchestratedTrainer

@@ -148,7 +148,9 @@ class Attempt:
 class Run:
     """One run directory and the attempts on it."""
 
-    def __init__(self, folder: Path, job: ResolvedJob, module: str = "trainer.fake") -> None:
+    def __init__(
+        self, folder: Path, job: ResolvedJob, module: str = "trainer.testing.fake"
+    ) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.storage = open_storage(str(folder))

@@ -22,10 +22,12 @@ import torch
 from orchestrator.contract import env
 from orchestrator.errors import ContractRefused
 from tests.harness.probe import before
-from trainer import loop, restore, rng
-from trainer.modeling import trainable_digest
-from trainer.rank import Rank
-from trainer.sampler import RankBatchSampler
+from trainer.base_model.modeling import trainable_digest
+from trainer.checkpoint import restore
+from trainer.data.sampler import RankBatchSampler
+from trainer.loop import training as loop
+from trainer.process.rank import Rank
+from trainer.state import rng
 
 SPOILT_RANK = 1
 """The other one stays right; neither may go on."""

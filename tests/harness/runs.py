@@ -47,7 +47,7 @@ class Bench:
     """A state folder, a data folder and a job file's worth of settings."""
 
     folder: Path
-    module: str = "trainer.fake"
+    module: str = "trainer.testing.fake"
     uri: str | None = None
     """Root of the run directories; None = a folder below `folder`."""
     registry: Registry = field(init=False)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.contract.plan import BatchPlan
-from trainer.sampler import (
+from trainer.data.sampler import (
     RankBatchSampler,
     dropped_per_epoch,
     rank_block,

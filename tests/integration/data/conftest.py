@@ -11,7 +11,7 @@ from tests.integration.data.poison import Poisoned, poisoned
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from trainer.tiny import make_tiny
+    from trainer.testing.tiny import make_tiny
 
     return make_tiny("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny")
 

@@ -66,7 +66,7 @@ def test_findings_name_the_line_and_the_medium(poison: Poisoned, report: dict[st
 
 
 def test_the_report_counts(poison: Poisoned, report: dict[str, Any]) -> None:
-    from trainer.datacheck.kinds import FAULTS
+    from trainer.commands.data_check.kinds import FAULTS
 
     faulty = sum(bool(kinds & set(FAULTS)) for kinds in poison.expected)
     file = report["files"][0]
@@ -83,11 +83,11 @@ def test_the_report_counts(poison: Poisoned, report: dict[str, Any]) -> None:
 
 def test_the_trainer_agrees(poison: Poisoned, model: Path) -> None:
     """A fault is what the data set refuses; a warning and an oddity are read."""
-    from trainer.datacheck.kinds import FAULTS
-    from trainer.dataset import ChatDataset
-    from trainer.families import family_of
-    from trainer.families.processor import VisionChatProcessor
-    from trainer.formats import DataError
+    from trainer.commands.data_check.kinds import FAULTS
+    from trainer.data.dataset import ChatDataset
+    from trainer.vision_language.families import family_of
+    from trainer.vision_language.families.processor import VisionChatProcessor
+    from trainer.vision_language.formats import DataError
 
     processor = VisionChatProcessor.from_pretrained(model, family_of(model))
     data = ChatDataset(
@@ -140,7 +140,7 @@ INDEX_FAULTS: dict[str, tuple[bytes, set[tuple[str, int | None, int | None]]]] =
 
 @pytest.mark.parametrize("name", INDEX_FAULTS)
 def test_a_damaged_index_says_where(name: str, tmp_path: Path) -> None:
-    from trainer.datacheck.index import read
+    from trainer.commands.data_check.index import read
 
     content, wanted = INDEX_FAULTS[name]
     (tmp_path / "x.json").write_bytes(content)

@@ -32,9 +32,9 @@ class Told:
 @pytest.fixture
 def plain(poison: Poisoned, model: Path) -> Any:
     """The poisoned records, without the slow picture, as the trainer reads them."""
-    from trainer.dataset import ChatDataset
-    from trainer.families import family_of
-    from trainer.families.processor import VisionChatProcessor
+    from trainer.data.dataset import ChatDataset
+    from trainer.vision_language.families import family_of
+    from trainer.vision_language.families.processor import VisionChatProcessor
 
     processor = VisionChatProcessor.from_pretrained(model, family_of(model))
     records = [
@@ -46,9 +46,9 @@ def plain(poison: Poisoned, model: Path) -> Any:
 @pytest.fixture
 def attempt(plain: Any, memory: MemoryStorage) -> Callable[..., Any]:
     """Everything that an attempt builds anew; the storage is the run's."""
-    from trainer.dataset import Collator
-    from trainer.loaders import make_loader
-    from trainer.replacing import Replacements, ReplacingDataset
+    from trainer.data.dataset import Collator
+    from trainer.data.loaders import make_loader
+    from trainer.data.replacing import Replacements, ReplacingDataset
 
     def start(order: list[int], *, workers: int = 0, **settings: Any) -> Any:
         spec = DataSpec(train="train", **{"max_replaced": 1000, **settings})
@@ -146,7 +146,7 @@ def test_a_failing_file_system_is_no_fault_of_the_data(
     attempt: Callable[..., Any], poison: Poisoned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the sample would be whole again after a resume, and the run another."""
-    from trainer import media
+    from trainer.vision_language import media
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -35,7 +35,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Callabl
         folder = tmp_path_factory.getbasetemp() / f"place-{family}"
         if not folder.exists():
             shutil.copytree(digits, folder)
-            argv = [sys.executable, "-m", "trainer.tiny", str(folder / "model"), "--family", family]
+            argv = [
+                sys.executable,
+                "-m",
+                "trainer.testing.tiny",
+                str(folder / "model"),
+                "--family",
+                family,
+            ]
             subprocess.run(argv, check=True, timeout=300, cwd=ROOT)
         return folder
 

@@ -36,9 +36,9 @@ def main(model: Path, data: Path, out: Path) -> None:
     from PIL import Image as Pictures
     from transformers import AutoImageProcessor
 
-    from trainer.families import family_of
-    from trainer.families.processor import VisionChatProcessor
-    from trainer.formats import Image, Text, Turn
+    from trainer.vision_language.families import family_of
+    from trainer.vision_language.families.processor import VisionChatProcessor
+    from trainer.vision_language.formats import Image, Text, Turn
 
     processor = VisionChatProcessor.from_pretrained(model, family_of(model))
     default = AutoImageProcessor.from_pretrained(str(model))

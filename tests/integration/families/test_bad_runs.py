@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.training import STEPS, Disturbance, TrainingBench
 from tests.integration.data.poison import poisoned
-from trainer.replacing import read_replaced
+from trainer.data.replacing import read_replaced
 
 pytestmark = [
     pytest.mark.families,

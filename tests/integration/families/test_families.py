@@ -157,10 +157,10 @@ def greedy(job: ResolvedJob, adapter: Path, picture: str, question: str, tokens:
     """The slow way, without caches."""
     import torch
 
-    from trainer.families.processor import IGNORE
-    from trainer.formats import Image, Text, Turn
-    from trainer.media import open_picture
-    from trainer.result import load_trained, model_inputs
+    from trainer.commands.result import load_trained, model_inputs
+    from trainer.vision_language.families.processor import IGNORE
+    from trainer.vision_language.formats import Image, Text, Turn
+    from trainer.vision_language.media import open_picture
 
     loaded = load_trained(job, str(adapter), torch.device("cpu"))
     processor = loaded.processor
@@ -186,7 +186,7 @@ def test_a_quantized_base_is_refused(
     bench_of: Callable[[str], TrainingBench], tmp_path: Path
 ) -> None:
     from orchestrator.errors import UserError
-    from trainer.merge import refuse_quantized
+    from trainer.commands.merge import refuse_quantized
 
     config = json.loads((bench_of("qwen2_5_vl").data / "model/config.json").read_text())
     refuse_quantized(bench_of("qwen2_5_vl").data / "model")

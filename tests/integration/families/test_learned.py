@@ -86,9 +86,9 @@ def read_right(run: TrainingRun, data: Path) -> float:
     """Share of the held-out digits whose whole answer is the most likely one."""
     import torch
 
-    from trainer.dataset import Collator, load_dataset
-    from trainer.families.processor import IGNORE
-    from trainer.result import load_trained
+    from trainer.commands.result import load_trained
+    from trainer.data.dataset import Collator, load_dataset
+    from trainer.vision_language.families.processor import IGNORE
 
     job = run.run.job()
     folder = str(run.directory / run.directory_of())

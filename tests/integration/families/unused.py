@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.rank import Rank, run
-from trainer.work import TrainingWork
+from trainer.loop.work import TrainingWork
+from trainer.process.rank import Rank, run
 
 
 class SpoiltWork(TrainingWork):
@@ -16,7 +16,7 @@ class SpoiltWork(TrainingWork):
         super().prepare(rank)
         import torch
 
-        from trainer import build
+        from trainer.loop import build
 
         load = build.load_model
 

@@ -41,7 +41,7 @@ def command(folder: Path, *argv: str, **environ: str) -> subprocess.CompletedPro
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "QVL_STATE_DIR": str(folder / "state"),
-            "QVL_TRAINER_MODULE": "trainer.fake",
+            "QVL_TRAINER_MODULE": "trainer.testing.fake",
             **environ,
         },
         capture_output=True,

@@ -16,7 +16,8 @@ def savers(run: Driven) -> list[int]:
     found = {
         int(line[-2]): pid
         for pid in run.tree()
-        if b"trainer.fakesaver" in (line := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+        if b"trainer.testing.fake_saver"
+        in (line := Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
     }
     return [found[key] for key in sorted(found)]
 

@@ -113,7 +113,7 @@ def test_a_new_agent_under_an_old_controller(folder: Path, tmp_path: Path) -> No
             **os.environ,
             "PYTHONPATH": str(old),
             "QVL_STATE_DIR": str(folder / "state"),
-            "QVL_TRAINER_MODULE": "trainer.fake",
+            "QVL_TRAINER_MODULE": "trainer.testing.fake",
         },
         capture_output=True,
         text=True,

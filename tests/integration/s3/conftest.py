@@ -40,7 +40,7 @@ def desk(
     """A person at the command line whose job file names S3."""
     before = {s: signal.getsignal(s) for s in (signal.SIGPIPE, signal.SIGTERM)}
     monkeypatch.setenv("QVL_STATE_DIR", str(bench.registry.state_dir))
-    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.fake")
+    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.testing.fake")
     monkeypatch.setenv("QVL_FAKE_STEP_S", "0.02")
     monkeypatch.setenv("HOME", str(bench.folder))
     desk = Desk(bench, capsys)

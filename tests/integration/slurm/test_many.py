@@ -99,7 +99,7 @@ def test_hostile_values_stay_values(bench: SlurmBench, tmp_path: Path) -> None:
     run = bench.submit(bench.job(env={"EVIL": value, "PLAIN": "x y"}), step_s=0.3)
     run.until_step(1)
     pids = subprocess.run(
-        ["pgrep", "-f", "trainer.fake"], capture_output=True, text=True, check=True
+        ["pgrep", "-f", "trainer.testing.fake"], capture_output=True, text=True, check=True
     ).stdout.split()
     environments = [Path(f"/proc/{p}/environ").read_bytes().split(b"\0") for p in pids]
     mine = [e for e in environments if f"QVL_RUN_ID={run.run.run_id}".encode() in e]

@@ -35,7 +35,7 @@ def orchestrate(bench: SlurmBench, *argv: str) -> tuple[int, dict[str, Any]]:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "QVL_STATE_DIR": str(bench.folder / "state"),
-            "QVL_TRAINER_MODULE": "trainer.fake",
+            "QVL_TRAINER_MODULE": "trainer.testing.fake",
         },
         capture_output=True,
         text=True,

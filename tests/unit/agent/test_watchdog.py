@@ -164,13 +164,13 @@ DUMP = """\
 noise
 Thread 0x00007f0000000001 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 324 in wait
-  File "/work/trainer/link.py", line 90 in _write
+  File "/work/trainer/process/link.py", line 90 in _write
 
 Current thread 0x00007f0000000002 (most recent call first):
   File "/usr/lib/python3.11/selectors.py", line 415 in select
   File "<frozen importlib._bootstrap>", line 1 in _load
   File "/venv/lib/python3.11/site-packages/torch/utils/data/dataloader.py", line 9 in _try_get_data
-  File "/work/trainer/loop.py", line 172 in get_batch_samples
+  File "/work/trainer/loop/training.py", line 172 in get_batch_samples
 """.splitlines()
 
 

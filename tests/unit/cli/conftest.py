@@ -40,7 +40,7 @@ def desk(
 ) -> Iterator[Desk]:
     before = {s: signal.getsignal(s) for s in (signal.SIGPIPE, signal.SIGTERM)}
     monkeypatch.setenv("QVL_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.fake")
+    monkeypatch.setenv("QVL_TRAINER_MODULE", "trainer.testing.fake")
     monkeypatch.setenv("QVL_FAKE_STEP_S", "0.01")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(follow, "POLL_S", 0.1)

@@ -203,7 +203,7 @@ def test_progress_and_result_come_through(program: Program) -> None:
     answer: Any = tool.run_tool(
         "merge", {"a": "ü"}, python=python, environ={"X": "y"}, on_progress=seen.append
     )
-    assert answer == [{"a": "ü"}, ["-m", "trainer.tool", "merge"], "y"]
+    assert answer == [{"a": "ü"}, ["-m", "trainer.commands.tool", "merge"], "y"]
     assert seen == [{"t": "progress", "done": 1}]
 
 

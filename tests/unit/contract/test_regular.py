@@ -18,8 +18,8 @@ from orchestrator.helper.facts import data_facts, file_sha256
 from orchestrator.storage.checkpoints import verify_directory
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import NotFound
-from trainer.datacheck import index
-from trainer.media import MediaError, open_picture, picture_facts
+from trainer.commands.data_check import index
+from trainer.vision_language.media import MediaError, open_picture, picture_facts
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.helper import meeting
 from orchestrator.helper.meeting import free_port
-from trainer.tcpgroup import TcpGroup
+from trainer.collectives.tcp import TcpGroup
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -108,7 +108,7 @@ rank = '''
 import sys
 from datetime import timedelta
 import torch.distributed as dist
-from trainer.gloo import make_group
+from trainer.collectives.gloo import make_group
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
 group = make_group(60.0)

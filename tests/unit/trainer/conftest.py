@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("tiny")
 
     def make(family: str) -> Path:
-        from trainer.tiny import make_tiny
+        from trainer.testing.tiny import make_tiny
 
         return make_tiny(family, folder / family)
 

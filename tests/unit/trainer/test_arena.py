@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.arena import Arena
+from trainer.checkpoint.arena import Arena
 
 
 def state() -> dict[str, Any]:

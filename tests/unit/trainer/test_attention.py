@@ -40,7 +40,7 @@ def test_choice(
 ) -> None:
     import torch
 
-    from trainer import attention
+    from trainer.base_model import attention
 
     monkeypatch.setattr(attention, "has_flash", lambda _device: has)
     plain = job()
@@ -55,8 +55,8 @@ def test_choice(
 def test_a_model_is_loaded_with_it(job: Callable[..., Any]) -> None:
     import torch
 
-    from trainer import attention
-    from trainer.modeling import load_model
+    from trainer.base_model import attention
+    from trainer.base_model.modeling import load_model
 
     for name in (SDPA, "eager"):
         loaded = load_model(job(), torch.device("cpu"), attention=name)

@@ -15,11 +15,11 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
 from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
-from trainer.assemble import Assembler
-from trainer.commit import Committer
-from trainer.group import Solo
-from trainer.outcome import BaseChanged
-from trainer.parts import Committed, Digests, Failed, Head, Places
+from trainer.checkpoint.assemble import Assembler
+from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.parts import Committed, Digests, Failed, Head, Places
+from trainer.collectives.group import Solo
+from trainer.process.outcome import BaseChanged
 
 DIGESTS = Digests(state="s", rng="r", base="b")
 

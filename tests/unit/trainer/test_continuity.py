@@ -12,8 +12,8 @@ from orchestrator.contract.continuity import Interrupted, MicroBatch, read_inter
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import ContractRefused
-from trainer.continuity import Continuity
-from trainer.sampler import RankBatchSampler
+from trainer.data.sampler import RankBatchSampler
+from trainer.loop.continuity import Continuity
 
 TOLD = Interrupted(
     attempt=3,
@@ -112,7 +112,7 @@ def _fields(record: Interrupted) -> dict[str, Any]:
 @pytest.mark.parametrize("step", [0, 2, 3, 5])
 def test_the_loader_begins_where_the_order_says(step: int) -> None:
     """Three steps an epoch; the second epoch has another order."""
-    from trainer.restore import check_order
+    from trainer.checkpoint.restore import check_order
 
     plan = BatchPlan(micro=2, accumulation=2, world_size=2)
     sampler = RankBatchSampler(26, plan, 1, seed=7)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 
 def seven_billion() -> Any:
     """The shapes of Qwen2.5-VL 7B."""
-    from trainer.datacheck.memory import Shapes
+    from trainer.commands.data_check.memory import Shapes
 
     return Shapes(
         hidden=3584,
@@ -28,7 +28,7 @@ def seven_billion() -> Any:
 def test_shapes_come_from_headers_alone(tiny: Callable[[str], Path]) -> None:
     from safetensors.torch import load_file
 
-    from trainer.datacheck.memory import read_shapes
+    from trainer.commands.data_check.memory import read_shapes
 
     folder = tiny("qwen2_5_vl")
     shapes = read_shapes(folder)
@@ -40,7 +40,7 @@ def test_shapes_come_from_headers_alone(tiny: Callable[[str], Path]) -> None:
 
 
 def test_the_estimate_of_a_real_model_is_plausible() -> None:
-    from trainer.datacheck.memory import estimate
+    from trainer.commands.data_check.memory import estimate
 
     def of(tokens: int, **settings: bool) -> Any:
         chosen = {"quantized": True, "checkpointing": True, **settings}
@@ -56,10 +56,10 @@ def test_the_estimate_of_a_real_model_is_plausible() -> None:
 
 
 def test_a_sample_is_rendered_in_runs(tiny: Callable[[str], Path]) -> None:
-    from trainer.datacheck.render import rendered
-    from trainer.families import family_of
-    from trainer.families.processor import VisionChatProcessor
-    from trainer.formats import Image, Text, Turn
+    from trainer.commands.data_check.render import rendered
+    from trainer.vision_language.families import family_of
+    from trainer.vision_language.families.processor import VisionChatProcessor
+    from trainer.vision_language.formats import Image, Text, Turn
 
     folder = tiny("qwen3_vl")
     processor = VisionChatProcessor.from_pretrained(folder, family_of(folder))
@@ -80,8 +80,8 @@ def test_a_sample_is_rendered_in_runs(tiny: Callable[[str], Path]) -> None:
 
 
 def test_repetitions_name_the_first() -> None:
-    from trainer.datacheck.sample import Checked
-    from trainer.datacheck.scan import repetitions
+    from trainer.commands.data_check.sample import Checked
+    from trainer.commands.data_check.scan import repetitions
 
     checked = [
         Checked(record=0, digest="a", identity="x"),
@@ -102,13 +102,16 @@ def test_every_kind_that_is_raised_is_documented() -> None:
     """In the table, and in docs/data.md."""
     import re
 
-    from trainer.datacheck.kinds import FAULTS, WARNINGS
+    from trainer.commands.data_check.kinds import FAULTS, WARNINGS
 
     root = Path(__file__).parents[3]
     text = "".join(
         p.read_text()
-        for p in (*(root / "trainer/datacheck").glob("*.py"), root / "trainer/formats.py",
-                  root / "trainer/media.py")
+        for p in (
+            *(root / "trainer/commands/data_check").glob("*.py"),
+            root / "trainer/vision_language/formats.py",
+            root / "trainer/vision_language/media.py",
+        )
         if p.name != "kinds.py"
     )  # fmt: skip
     raised = set(re.findall(r'(?:_Fault|MediaError|add)\(\s*"([a-z-]+)"', text))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import UserError
-from trainer.formats import DataError
+from trainer.vision_language.formats import DataError
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 
@@ -24,15 +24,15 @@ def sample(question: str, answer: str = "seven") -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def processor(tiny: Callable[[str], Path]) -> Any:
-    from trainer.families.processor import VisionChatProcessor
-    from trainer.families.qwen2_5_vl import QWEN2_5_VL
+    from trainer.vision_language.families.processor import VisionChatProcessor
+    from trainer.vision_language.families.qwen2_5_vl import QWEN2_5_VL
 
     return VisionChatProcessor.from_pretrained(tiny("qwen2_5_vl"), QWEN2_5_VL)
 
 
 @pytest.fixture
 def dataset(processor: Any, digits: Path) -> Callable[..., Any]:
-    from trainer.dataset import ChatDataset
+    from trainer.data.dataset import ChatDataset
 
     def make(*records: dict[str, Any], root: Path = digits, limit: int | None = None) -> Any:
         return ChatDataset(records, processor, media_root=root, max_length=limit, file="train.json")
@@ -70,7 +70,7 @@ def test_reading_twice_gives_the_same(dataset: Any) -> None:
 
 
 def test_a_batch_is_padded_right_and_keeps_order(dataset: Any, processor: Any) -> None:
-    from trainer.dataset import Collator
+    from trainer.data.dataset import Collator
 
     data = dataset(
         sample("<img>images/0000.png</img>Which digit is this?"),
@@ -94,7 +94,7 @@ def test_a_batch_is_padded_right_and_keeps_order(dataset: Any, processor: Any) -
 
 
 def test_lengths_are_rounded_only_on_request(dataset: Any, processor: Any) -> None:
-    from trainer.dataset import Collator
+    from trainer.data.dataset import Collator
 
     item = dataset(sample("Hello"))[0]
     batch = Collator(processor.pad_token_id, multiple_of=8)([item])
@@ -199,7 +199,7 @@ def test_a_link_to_the_root_is_no_escape(dataset: Any, media: Path, tmp_path: Pa
 
 
 def test_a_rotated_photo_is_turned_upright(media: Path) -> None:
-    from trainer.media import open_picture
+    from trainer.vision_language.media import open_picture
 
     picture = Image.new("RGB", (10, 20))
     exif = picture.getexif()
@@ -209,7 +209,7 @@ def test_a_rotated_photo_is_turned_upright(media: Path) -> None:
 
 
 def test_loading_by_the_job(processor: Any, digits: Path) -> None:
-    from trainer.dataset import load_dataset
+    from trainer.data.dataset import load_dataset
 
     spec = DataSpec(train=str(digits / "train.json"), eval=str(digits / "eval.json"))
     train = load_dataset(spec, "train", processor, None)
@@ -219,7 +219,7 @@ def test_loading_by_the_job(processor: Any, digits: Path) -> None:
 
 
 def test_loading_says_what_is_wrong(processor: Any, tmp_path: Path) -> None:
-    from trainer.dataset import load_dataset
+    from trainer.data.dataset import load_dataset
 
     def load(content: str | None, which: Any = "train") -> None:
         file = tmp_path / "index.json"

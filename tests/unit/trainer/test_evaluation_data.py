@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from trainer.loaders import EvaluationSampler
+from trainer.data.loaders import EvaluationSampler
 
 pytestmark = pytest.mark.torch
 

@@ -42,7 +42,7 @@ def load(job: JobMaker) -> Callable[..., Any]:
     def fresh(family: str = "qwen2_5_vl", **changes: Any) -> Any:
         import torch
 
-        from trainer.modeling import load_model
+        from trainer.base_model.modeling import load_model
 
         torch.manual_seed(7)
         return load_model(job(family, **changes), torch.device("cpu"))
@@ -51,7 +51,7 @@ def load(job: JobMaker) -> Callable[..., Any]:
 
 
 def batch_of(loaded: Any, job: ResolvedJob) -> dict[str, Any]:
-    from trainer.dataset import Collator, load_dataset
+    from trainer.data.dataset import Collator, load_dataset
 
     data = load_dataset(job.data, "train", loaded.processor, None)
     batch = Collator(loaded.processor.pad_token_id)([data[i] for i in range(4)])
@@ -70,7 +70,7 @@ def linears(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_presets_match_what_they_say(name: str, tiny: Callable[[str], Path]) -> None:
-    from trainer.families import family_of
+    from trainer.vision_language.families import family_of
 
     family = family_of(tiny(name))
     everything = linears(tiny(name))
@@ -91,9 +91,9 @@ def test_presets_match_what_they_say(name: str, tiny: Callable[[str], Path]) -> 
 def test_the_markup_is_that_of_the_chat_template(
     name: str, tiny: Callable[[str], Path], digits: Path
 ) -> None:
-    from trainer.dataset import ChatDataset
-    from trainer.families import family_of
-    from trainer.families.processor import VisionChatProcessor
+    from trainer.data.dataset import ChatDataset
+    from trainer.vision_language.families import family_of
+    from trainer.vision_language.families.processor import VisionChatProcessor
 
     family = family_of(tiny(name))
     processor = VisionChatProcessor.from_pretrained(tiny(name), family)
@@ -117,7 +117,7 @@ def test_one_step_reaches_every_adapter_and_nothing_else(
 ) -> None:
     import torch
 
-    from trainer.modeling import base_digest, trainable_digest
+    from trainer.base_model.modeling import base_digest, trainable_digest
 
     loaded = load(name, lora={"r": 4, "target_modules": "llm+vision"})
     before = base_digest(loaded.model), trainable_digest(loaded.model)
@@ -145,7 +145,7 @@ def test_an_evaluation_leaves_the_base_as_it_is(load: Callable[..., Any], job: J
     import torch
     from bitsandbytes.nn.modules import Linear4bit
 
-    from trainer.modeling import base_digest
+    from trainer.base_model.modeling import base_digest
 
     loaded = load()
     before = base_digest(loaded.model)
@@ -161,7 +161,7 @@ def test_an_evaluation_leaves_the_base_as_it_is(load: Callable[..., Any], job: J
 def test_digests_are_those_of_the_values(load: Callable[..., Any]) -> None:
     import torch
 
-    from trainer.modeling import base_digest, trainable_digest
+    from trainer.base_model.modeling import base_digest, trainable_digest
 
     one, two = load(), load()
     other = load(lora={"r": 2, "target_modules": "llm+vision"})
@@ -177,7 +177,7 @@ def test_digests_are_those_of_the_values(load: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("what", ["weight", "absmax", "nested", "norm"])
 def test_one_changed_value_changes_the_digest(load: Callable[..., Any], what: str) -> None:
-    from trainer.modeling import base_digest
+    from trainer.base_model.modeling import base_digest
 
     loaded = load()
     base = base_digest(loaded.model)
@@ -196,7 +196,7 @@ def test_one_changed_value_changes_the_digest(load: Callable[..., Any], what: st
 
 
 def test_a_digest_can_run_beside_training(load: Callable[..., Any], job: JobMaker) -> None:
-    from trainer.modeling import base_digest
+    from trainer.base_model.modeling import base_digest
 
     loaded = load()
     found: list[str] = []
@@ -210,7 +210,7 @@ def test_a_digest_can_run_beside_training(load: Callable[..., Any], job: JobMake
 def test_the_adapters_depend_on_the_seed_alone(load: Callable[..., Any], job: JobMaker) -> None:
     import torch
 
-    from trainer.modeling import load_model, trainable_digest
+    from trainer.base_model.modeling import load_model, trainable_digest
 
     first = trainable_digest(load().model)
     torch.manual_seed(8)
@@ -262,7 +262,7 @@ def test_a_hub_model_that_is_not_there(
 
 
 def test_unknown_families_name_the_known_ones(tmp_path: Path) -> None:
-    from trainer.families import family_of
+    from trainer.vision_language.families import family_of
 
     with pytest.raises(UserError, match="not a model folder"):
         family_of(tmp_path)
@@ -277,7 +277,7 @@ def test_unknown_families_name_the_known_ones(tmp_path: Path) -> None:
 def test_tiny_models_are_made_once_and_never_over_something(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from trainer.tiny import make_tiny
+    from trainer.testing.tiny import make_tiny
 
     folder = tiny("qwen2_5_vl")
     before = (folder / "model.safetensors").stat().st_mtime_ns
@@ -291,7 +291,7 @@ def test_tiny_models_are_made_once_and_never_over_something(
 
 
 def test_tiny_models_have_the_same_bytes(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from trainer.tiny import make_tiny
+    from trainer.testing.tiny import make_tiny
 
     again = make_tiny("qwen3_vl", tmp_path / "again")
     first = {p.name: p.read_bytes() for p in tiny("qwen3_vl").iterdir()}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.contract.dataset import media_of, read_index
-from trainer.formats import ChatSample, DataError, Image, Text, Turn, normalise
+from trainer.vision_language.formats import ChatSample, DataError, Image, Text, Turn, normalise
 
 ANSWER = {"from": "assistant", "value": "seven"}
 WANTED = ChatSample(

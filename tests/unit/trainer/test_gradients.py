@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 def loaded(job: Callable[..., Any]) -> Any:
     import torch
 
-    from trainer.modeling import load_model
+    from trainer.base_model.modeling import load_model
 
     torch.manual_seed(1)
     target = {"r": 2, "target_modules": "llm+vision"}
@@ -26,7 +26,7 @@ def loaded(job: Callable[..., Any]) -> Any:
 @pytest.fixture
 def batches(loaded: Any, job: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """One without and then those with pictures."""
-    from trainer.dataset import ChatDataset, Collator, load_dataset
+    from trainer.data.dataset import ChatDataset, Collator, load_dataset
 
     talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     pictures = load_dataset(job("qwen3_vl").data, "train", loaded.processor, None)
@@ -49,7 +49,7 @@ def backward(model: Any, batch: dict[str, Any]) -> None:
 
 
 def test_a_model_that_is_reached_trains_on(loaded: Any, batches: Iterator[Any]) -> None:
-    from trainer.gradients import GradientWatch
+    from trainer.loop.gradients import GradientWatch
 
     watch = GradientWatch(loaded.model)
     for batch in batches:
@@ -60,7 +60,7 @@ def test_a_model_that_is_reached_trains_on(loaded: Any, batches: Iterator[Any]) 
 def test_a_dead_language_parameter_is_named_at_once(loaded: Any, batches: Iterator[Any]) -> None:
     import torch
 
-    from trainer.gradients import GradientWatch
+    from trainer.loop.gradients import GradientWatch
 
     layer = loaded.model.base_model.model.model.language_model.layers[1].mlp
     layer.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
@@ -72,7 +72,7 @@ def test_a_dead_language_parameter_is_named_at_once(loaded: Any, batches: Iterat
 def test_the_vision_tower_is_judged_by_pictures(loaded: Any, batches: Iterator[Any]) -> None:
     import torch
 
-    from trainer.gradients import GradientWatch
+    from trainer.loop.gradients import GradientWatch
 
     visual = loaded.model.base_model.model.model.visual
     visual.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
@@ -89,7 +89,7 @@ def test_without_pictures_the_vision_tower_still_has_a_gradient(
     """On every rank alike: DeepSpeed reduces what has one, and the ranks' sizes must be equal."""
     import torch
 
-    from trainer.gradients import GradientWatch, Reached
+    from trainer.loop.gradients import GradientWatch, Reached
 
     visual = loaded.model.base_model.model.model.visual
     visual.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.contract.wire import LineBuffer, encode
-from trainer import link as module
-from trainer.link import Link, link_fd
+from trainer.process import link as module
+from trainer.process.link import Link, link_fd
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.notice import NoticeBoard
+from trainer.process.notice import NoticeBoard
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -67,7 +67,7 @@ def run(script: str) -> str:
 def test_blocked_signals_arrive_once_the_handlers_stand_even_while_c_code_runs() -> None:
     out = run("""
         import os, signal, threading, time
-        from trainer.notice import NOTICE_SIGNALS, watch_signals
+        from trainer.process.notice import NOTICE_SIGNALS, watch_signals
         signal.pthread_sigmask(signal.SIG_BLOCK, NOTICE_SIGNALS)
         os.kill(os.getpid(), signal.SIGUSR1)
         seen, there = [], threading.Event()
@@ -88,7 +88,7 @@ def test_blocked_signals_arrive_once_the_handlers_stand_even_while_c_code_runs()
 def test_forked_child_ignores_the_signals_and_does_not_tell_its_parent() -> None:
     out = run("""
         import os, signal, time
-        from trainer.notice import watch_signals
+        from trainer.process.notice import watch_signals
         seen = []
         watch_signals(seen.append)
         child = os.fork()

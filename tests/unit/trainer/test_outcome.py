@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError, UserError
 from orchestrator.storage.protocol import NotFound
-from trainer.outcome import BaseChanged, ending_of, is_out_of_memory, preempted
+from trainer.process.outcome import BaseChanged, ending_of, is_out_of_memory, preempted
 
 
 class OutOfMemoryError(RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.errors import StorageError
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Sink
-from trainer.parts import ENDS_AT_ONCE, Digests, PartWriter
+from trainer.checkpoint.parts import ENDS_AT_ONCE, Digests, PartWriter
 
 DIGESTS = Digests(state="s", rng="r")
 NAMES = [f"file-{n}" for n in range(ENDS_AT_ONCE)]

@@ -24,7 +24,8 @@ from orchestrator.storage import checkpoints
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.posix import PosixStorage
 from tests.unit.storage.fakes import entry, manifest
-from trainer import engine, restore, rng
+from trainer.checkpoint import engine, restore
+from trainer.state import rng
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 

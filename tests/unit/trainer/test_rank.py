@@ -15,7 +15,7 @@ from orchestrator.contract.wire import LineBuffer
 ROOT = Path(__file__).resolve().parents[3]
 HUNG = """
 import time
-from trainer import rank
+from trainer.process import rank
 
 class Work:
     def prepare(self, _): pass

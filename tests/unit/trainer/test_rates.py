@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from trainer.restore import _use_rates
+from trainer.checkpoint.restore import _use_rates
 
 
 def make(rate: float) -> SimpleNamespace:

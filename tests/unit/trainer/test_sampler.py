@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.errors import UserError
-from trainer import sampler
-from trainer.sampler import (
+from trainer.data import sampler
+from trainer.data.sampler import (
     RankBatchSampler,
     dropped_per_epoch,
     micro_batches,

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import nn
 
-from trainer.engine import _ModuleState
-from trainer.saving import Adapter
+from trainer.checkpoint.engine import _ModuleState
+from trainer.checkpoint.saving import Adapter
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 

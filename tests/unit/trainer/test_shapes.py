@@ -20,7 +20,7 @@ def test_the_model_has_the_shape_and_every_weight(
 
     from benchmarks import shapes
     from orchestrator.contract.resolved import ModelSpec
-    from trainer.modeling import load_model
+    from trainer.base_model.modeling import load_model
 
     monkeypatch.setattr(shapes, "FILE_BYTES", 100_000)
     folder = shapes.make_shaped(tmp_path, torch.device("cpu"), SMALL)

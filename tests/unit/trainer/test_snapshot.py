@@ -14,11 +14,11 @@ import torch
 from orchestrator.contract.resolved import ModelSpec, ResolvedJob
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.storage.posix import PosixStorage
-from trainer.base import BaseWatch
-from trainer.group import Solo
-from trainer.modeling import BasePlan, base_digest, base_tensors, load_model
-from trainer.quantized import Base, base_files
-from trainer.snapshot import KEEP_DAYS, SnapshotCache, key_of, look, open_cache
+from trainer.base_model.modeling import BasePlan, base_digest, base_tensors, load_model
+from trainer.base_model.quantization import Base, base_files
+from trainer.base_model.snapshot import KEEP_DAYS, SnapshotCache, key_of, look, open_cache
+from trainer.base_model.watch import BaseWatch
+from trainer.collectives.group import Solo
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers, peft and bitsandbytes
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from trainer import staging
-from trainer.saver import _copier
-from trainer.staging import GivenUp, StagedWriter
+from trainer.checkpoint import staging
+from trainer.checkpoint.saver import _copier
+from trainer.checkpoint.staging import GivenUp, StagedWriter
 
 
 def content(fd: int, writer: StagedWriter) -> dict[str, bytes]:

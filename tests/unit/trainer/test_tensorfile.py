@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.storage.hashing import sha256
-from trainer import tensorfile
+from trainer.state import tensorfile
 
 pytestmark = pytest.mark.torch
 

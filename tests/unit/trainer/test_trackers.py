@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.harness import jobs
-from trainer.trackers import wanted
-from trainer.wandblog import CLOSE_S, WeightsAndBiases
+from trainer.tracking.trackers import wanted
+from trainer.tracking.wandb import CLOSE_S, WeightsAndBiases
 
 
 class FakeWandb:

@@ -1,0 +1,1 @@
+"""The frozen, usually 4-bit base: loaded, quantized, kept and watched."""

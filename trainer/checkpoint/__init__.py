@@ -1,0 +1,1 @@
+"""Everything between a tensor and a commit record, and back."""

@@ -1,0 +1,244 @@
+"""Writes a checkpoint that plain transformers and PEFT can read, and commits it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+
+from orchestrator.contract.jsonio import pretty
+from orchestrator.contract.manifest import Trigger
+from orchestrator.contract.regular import read_regular
+from orchestrator.storage.hashing import sha256
+from orchestrator.storage.protocol import Sink
+from trainer.base_model.modeling import tensors_digest, trainable_parameters
+from trainer.base_model.watch import BaseWatch
+from trainer.checkpoint import engine
+from trainer.checkpoint.arena import Arena, Copies
+from trainer.checkpoint.background import Background
+from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.compact import needed
+from trainer.checkpoint.parts import Committed, Digests, Failed, FileWriter, Head
+from trainer.state import rng, tensorfile
+from trainer.state.window import LossState
+from trainer.tracking.metrics import MetricsLog
+
+ADAPTER = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def loss_file(rank: int) -> str:
+    """Name of the file with a rank's LossState."""
+    return f"qvl_loss_{rank}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The state in memory that a checkpoint is made of, and what is hashed of it."""
+
+    optimizer: Any
+    """Leaves of the optimizer's state and the fp32 master weights, with their paths."""
+    trainable: Mapping[str, torch.Tensor]
+    adapter: Mapping[str, torch.Tensor]
+    """By PEFT's names. Like `trainable` empty but on rank 0."""
+    rng: rng.RngState
+
+    def copied(self, copies: Copies) -> Content:
+        """The same, unchanged by later steps."""
+        return Content(*(copies.of(getattr(self, field.name)) for field in fields(self)))
+
+    def hashes(self) -> Hashes:
+        """Mostly outside of the interpreter, so that a thread may make them aside."""
+        state, random = engine.digest_of(self.optimizer), rng.digest(self.rng)
+        if not self.adapter:
+            return Hashes(state, random)
+        return Hashes(
+            state,
+            random,
+            adapter_digest=tensors_digest(self.trainable),
+            adapter_sha256=sha256(tensorfile.blocks(self.adapter)),
+            needed_bytes=needed((t.numel(), t.element_size()) for t in self.adapter.values()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Hashes of a Content; rank 0's have the adapter's too."""
+
+    state: str
+    rng: str
+    adapter_digest: str = ""
+    adapter_sha256: str = ""
+    needed_bytes: int = 0
+
+
+class Saver:
+    """Saves the trainer's present state as a checkpoint of its present step. Collective."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        committer: Committer,
+        background: Background,
+        base: BaseWatch,
+        metrics: MetricsLog,
+        *,
+        scratch: Path,
+        steps_per_epoch: int,
+        global_batch: int,
+    ) -> None:
+        self._trainer = trainer
+        self._committer = committer
+        self._background = background
+        self._base = base
+        self._metrics = metrics
+        self._scratch = scratch
+        self._steps_per_epoch = steps_per_epoch
+        self._global_batch = global_batch
+        self._number = int(trainer.args.process_index)
+        self._adapter = Adapter(trainer.model)
+        self._trainable = trainable_parameters(trainer.model)
+        self._config: bytes | None = None
+        self._aside = ThreadPoolExecutor(1, "qvl-hash")
+        self._arena = Arena(engine.UNCHANGING)
+
+    def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
+        """Save and commit. Raises as Committer.commit; other failures are returned."""
+        writer = self._committer.begin(step)
+        self._metrics.flush()
+        head = self._head(step, trigger, pending_eval)
+        content = self._content(writer)
+        hashed = self._aside.submit(content.hashes) if content else None
+        self._files(writer, content)
+        digests, head = self._noted(writer, head, hashed.result if hashed else None)
+        return self._committer.commit(writer, digests, head)
+
+    def stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
+        """Copy the state; all else happens beside training."""
+        writer = self._background.stage()
+        head = self._head(step, trigger, pending_eval)
+        content = self._content(writer)
+        self._files(writer, content)
+        with writer.guard():
+            copies = self._arena.copies()
+            writer.freeze(copies.of)
+            content = content.copied(copies) if content else None
+            copies.settle()
+
+        def prepare() -> tuple[Digests, Head]:
+            writer.complete()
+            return self._noted(writer, head, content.hashes if content else None)
+
+        self._background.submit(step, writer, prepare)
+        self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
+
+    def salvage(self, step: int) -> int:
+        """Store the adapter alone, on rank 0; returns its bytes. Raises StorageError."""
+        adapter = b"".join(tensorfile.blocks(self._adapter.tensors()))
+        self._committer.salvage(step, {ADAPTER: adapter, CONFIG: self._adapter_config()})
+        return len(adapter)
+
+    def _head(self, step: int, trigger: Trigger, pending_eval: bool) -> Head:
+        self._trainer.store_flos()
+        return Head(
+            step=step,
+            epoch=step // self._steps_per_epoch,
+            samples_seen=step * self._global_batch,
+            trigger=trigger,
+            learning_rate_hex=float(self._trainer._get_learning_rate()).hex(),
+            pending_eval=pending_eval,
+        )
+
+    def _content(self, writer: FileWriter) -> Content | None:
+        """By reference; None if that failed, which `writer` keeps."""
+        trainer, first = self._trainer, self._number == 0
+        with writer.guard():
+            return Content(
+                optimizer=engine.state_of(trainer.deepspeed),
+                trainable=dict(self._trainable) if first else {},
+                adapter=self._adapter.tensors() if first else {},
+                rng=rng.capture(distributed=trainer.args.world_size > 1),
+            )
+        return None
+
+    def _files(self, writer: FileWriter, content: Content | None) -> None:
+        """All files of this rank into `writer`; collective, whatever has failed before."""
+        trainer, number = self._trainer, self._number
+        with writer.guard():
+            if content is not None:
+                random_states = rng.file_name(number, trainer.args.world_size)
+                writer.dump(random_states, content.rng, engine.dump_tensors)
+            writer.put(loss_file(number), pretty(LossState.of(trainer).to_json()))
+            if number == 0 and content is not None:
+                writer.dump(ADAPTER, content.adapter, _dump_adapter)
+                writer.put(CONFIG, self._adapter_config())
+                scheduler = trainer.lr_scheduler.state_dict()
+                writer.dump("scheduler.pt", scheduler, engine.dump_tensors)
+                state = json.dumps(asdict(trainer.state), indent=2, sort_keys=True)
+                writer.put("trainer_state.json", state.encode() + b"\n")
+        engine.save(trainer.deepspeed, writer, self._scratch / "deepspeed")
+
+    def _noted(
+        self, writer: FileWriter, head: Head, hashed: Callable[[], Hashes] | None
+    ) -> tuple[Digests, Head]:
+        """What the manifests say of the state."""
+        with writer.guard():
+            hashes = hashed() if hashed and writer.error is None else Hashes("", "")
+            base, again = self._base.results()
+            digests = Digests(state=hashes.state, rng=hashes.rng, base=base, base_again=again)
+            return digests, replace(
+                head,
+                adapter_digest=hashes.adapter_digest,
+                adapter_sha256=hashes.adapter_sha256,
+                needed_bytes=hashes.needed_bytes,
+            )
+        return Digests(state="", rng=""), head
+
+    def _adapter_config(self) -> bytes:
+        """PEFT's own file; it stays the same while one trains."""
+        if self._config is None:
+            config = self._trainer.model.active_peft_config
+            before = config.inference_mode
+            folder = self._scratch / "adapter"
+            config.inference_mode = True
+            try:
+                config.save_pretrained(str(folder))
+            finally:
+                config.inference_mode = before
+            self._config = read_regular(folder / CONFIG)
+        return self._config
+
+
+class Adapter:
+    """The adapter's tensors by PEFT's own names; which those are is asked but once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._parameters: dict[str, torch.nn.Parameter] | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As they are now, by reference."""
+        if self._parameters:
+            return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            self._model, save_embedding_layers=False
+        )
+        places = {_place(p): p for p in self._model.parameters() if p.requires_grad}
+        if all(tensor.numel() and _place(tensor) in places for tensor in found.values()):
+            self._parameters = {name: places[_place(tensor)] for name, tensor in found.items()}
+        return found
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+def _dump_adapter(tensors: Mapping[str, torch.Tensor], sink: Sink) -> None:
+    for block in tensorfile.blocks(tensors):
+        sink.write(block)

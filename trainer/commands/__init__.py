@@ -1,0 +1,1 @@
+"""Helper programs of the command line: merge, generate, data check."""

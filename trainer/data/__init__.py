@@ -1,0 +1,1 @@
+"""Which samples a step takes, in which order, and micro-batches of them."""

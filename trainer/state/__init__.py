@@ -1,0 +1,1 @@
+"""What a rank carries from step to step beside its tensors, and tensors as files."""

@@ -1,0 +1,1 @@
+"""A rank without torch, and tiny random models of each family."""

@@ -1,0 +1,1 @@
+"""What is recorded of each step, and who is told."""
