@@ -23,9 +23,10 @@ from orchestrator.contract.resolved import (
     Resources,
 )
 from orchestrator.contract.spec import Assignment, StartPoint
-from orchestrator.storage import checkpoints, posix
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.storage import posix
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.runlog import RunLog
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import engine, restore, saving
 from trainer.checkpoint.assemble import Assembler

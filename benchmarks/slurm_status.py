@@ -43,9 +43,9 @@ from orchestrator.contract.resolved import (  # noqa: E402
 )
 from orchestrator.contract.spec import StartFrom  # noqa: E402
 from orchestrator.controller.rows import blank_row, with_summary  # noqa: E402
-from orchestrator.controller.submit import SiteSettings, make_spec  # noqa: E402
+from orchestrator.operations.submit import SiteSettings, make_spec  # noqa: E402
 from orchestrator.registry.store import Registry, RunEntry  # noqa: E402
-from orchestrator.storage import attempts  # noqa: E402
+from orchestrator.run_directory import attempts  # noqa: E402
 from orchestrator.storage.opening import open_storage  # noqa: E402
 
 CLIENT = """#!/bin/sh

@@ -97,8 +97,8 @@ def get_run(wanted: str, *, alone: bool = False, live: bool = False, gone: bool 
     gone: also one whose directory is gone; else StorageError
     """
     from orchestrator.clock import SystemClock
-    from orchestrator.controller import removal
     from orchestrator.controller.run import open_entry
+    from orchestrator.operations import removal
 
     known = registry()
     run = open_entry(known, known.find(wanted, alone=alone, live=live), SystemClock())

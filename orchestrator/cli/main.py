@@ -75,7 +75,7 @@ BROKEN_PIPE = 128 + 13
 
 
 class LazyGroup(click.Group):
-    """Commands live in `orchestrator.cli.<name>` as `command`; loaded when used."""
+    """Commands live in `orchestrator.cli.commands.<name>` as `command`; loaded when used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"orchestrator.cli.{cmd_name}").command
+        command = importlib.import_module(f"orchestrator.cli.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -12,7 +12,7 @@ from orchestrator.clock import Clock, iso, parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.records import LeaseRecord
 from orchestrator.errors import RecordDamaged, StorageError
-from orchestrator.storage import records
+from orchestrator.run_directory import records
 from orchestrator.storage.protocol import Created, NotFound, Storage
 
 TTL_S = 600.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from orchestrator.contract import layout
 from orchestrator.controller.run import Run
 from orchestrator.errors import StorageError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import LogView
 from orchestrator.storage.protocol import HasUploads
-from orchestrator.storage.runlog import LogView
 
 YOUNG_S = 60.0
 """Outside of the attempts, which have ended, somebody may be writing for so long."""

@@ -23,7 +23,7 @@ from orchestrator.errors import CheckpointError, NewerVersion, NoSuchRun, QvlErr
 from orchestrator.registry import faults
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry, RunEntry
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 
 REFRESH_S = 10.0
 """A full pass happens at least this often, or at the pace that the backend wants."""

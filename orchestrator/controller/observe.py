@@ -15,10 +15,9 @@ from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.run import Run
 from orchestrator.domain.facts import BackendPhase, Policy, RunFacts
 from orchestrator.errors import CheckpointError, RecordDamaged, Unreachable
-from orchestrator.helper import evidence
 from orchestrator.helper.gather import last_words
-from orchestrator.storage import attempts, witness
-from orchestrator.storage.runlog import LogView
+from orchestrator.run_directory import attempts, evidence, witness
+from orchestrator.run_directory.runlog import LogView
 
 LOST_AFTER = 5.0
 """Silence of a forgotten job, in units of `node_lost_s`, after which it counts as gone. Should

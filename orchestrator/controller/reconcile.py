@@ -33,8 +33,8 @@ from orchestrator.domain.decide import (
 from orchestrator.domain.states import FINAL, State, state_of
 from orchestrator.errors import Full, StorageError, UserError
 from orchestrator.registry import faults
-from orchestrator.storage import attempts
-from orchestrator.storage.checkpoints import live_commits
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.checkpoints import live_commits
 from orchestrator.storage.protocol import NotFound
 from orchestrator.storage.reserve import try_writing
 

@@ -15,10 +15,10 @@ from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import CheckpointError
 from orchestrator.registry.store import Registry, RunEntry
-from orchestrator.storage.attempts import read_claims, read_job, read_submissions
+from orchestrator.run_directory.attempts import read_claims, read_job, read_submissions
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Created, NotFound, Storage
-from orchestrator.storage.runlog import RunLog
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller.run import Run
 from orchestrator.errors import StorageError, UserError
 from orchestrator.registry.store import NOBODY, STORE
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.ownership import foreign_hands, name_of
 
 

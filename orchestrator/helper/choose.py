@@ -14,11 +14,11 @@ from orchestrator.domain.choose import candidates
 from orchestrator.domain.resume import Facts, compare, notes, refusal
 from orchestrator.errors import CheckpointError, ContractRefused, StorageError
 from orchestrator.helper.copying import NodeCopies, check_adapter
-from orchestrator.storage import attempts, checkpoints
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.tiers import LocalTier
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.tiers import LocalTier
 
 Report = Callable[[str, dict[str, Any]], None]
 """Takes an event kind and its data."""

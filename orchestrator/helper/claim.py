@@ -20,11 +20,11 @@ from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import CheckpointError, NotOwner, RecordDamaged, StorageError
 from orchestrator.helper.gather import Gathering
 from orchestrator.helper.meeting import meeting_point
-from orchestrator.storage import attempts
-from orchestrator.storage.checkpoints import live_commits, read_manifest
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.checkpoints import live_commits, read_manifest
+from orchestrator.run_directory.runlog import LogView, RunLog
+from orchestrator.run_directory.witness import require_whole
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import LogView, RunLog
-from orchestrator.storage.witness import require_whole
 
 POLL_S = 0.2
 

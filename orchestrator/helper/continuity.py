@@ -10,10 +10,10 @@ from orchestrator.contract.continuity import ALLOW, Interrupted, read_interrupte
 from orchestrator.contract.spec import StartPoint
 from orchestrator.domain.continuity import Expected, expect, same_state
 from orchestrator.errors import CheckpointError, StorageError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import read_events
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_events
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import CheckpointError
-from orchestrator.storage import checkpoints, copies
+from orchestrator.run_directory import checkpoints, copies
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound, Storage
-from orchestrator.storage.runlog import RunLog
 
 ADAPTER = "adapter_model.safetensors"
 _BESIDE = ("adapter_config.json", layout.MANIFEST)

@@ -23,11 +23,11 @@ from orchestrator.errors import (
     StorageError,
     UserError,
 )
-from orchestrator.helper import evidence, reading
+from orchestrator.helper import reading
 from orchestrator.helper.keeper import Keeper
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts, evidence
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.protocol import NotFound, Storage
-from orchestrator.storage.runlog import RunLog
 
 POLL_S = 0.2
 

@@ -17,7 +17,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import ArrivalRecord
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import PeersMissing, StorageError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 
 POLL_S = 0.5

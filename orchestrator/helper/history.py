@@ -6,11 +6,11 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import Ending
 from orchestrator.contract.summary import RunSummary
 from orchestrator.domain.verdict import attempt_verdict
-from orchestrator.storage import attempts
-from orchestrator.storage.checkpoints import live_commits
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.checkpoints import live_commits
+from orchestrator.run_directory.runlog import LogView
+from orchestrator.run_directory.segments import read_events, read_segments
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import LogView
-from orchestrator.storage.segments import read_events, read_segments
 
 
 def first_summary(

@@ -15,9 +15,9 @@ from orchestrator.contract.event import Event
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import StorageError
+from orchestrator.run_directory.records import encode_pretty
+from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.records import encode_pretty
-from orchestrator.storage.segments import SegmentWriter
 
 FLUSH_S = 2.0
 BEAT_S = 30.0

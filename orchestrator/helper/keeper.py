@@ -13,12 +13,12 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
 from orchestrator.domain.choose import best, to_retire
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
-from orchestrator.storage import checkpoints
-from orchestrator.storage.evaluations import loss_of, read_evaluations
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.evaluations import loss_of, read_evaluations
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.tiers import LocalTier, upload
+from orchestrator.run_directory.witness import require_whole
 from orchestrator.storage.protocol import HasUploads, Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.tiers import LocalTier, upload
-from orchestrator.storage.witness import require_whole
 
 STALE_S = 86_400.0
 """Age at which an upload is nobody's any more, whoever began it."""

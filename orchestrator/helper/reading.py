@@ -7,7 +7,7 @@ from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import RecordDamaged, StorageError, UserError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 
 POLL_S = 0.2

@@ -33,10 +33,10 @@ from orchestrator.helper.keeper import Keeper
 from orchestrator.helper.patient import START_S, patiently
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
 from orchestrator.helper.watch import PeerEnded, Watcher
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.protocol import HasReserve, Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.tiers import local_tier
 
 TICK_S = 0.2
 FINISH_S = 10.0

@@ -12,7 +12,7 @@ from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import StopRecord
 from orchestrator.domain.verdict import CANCEL
 from orchestrator.errors import StorageError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import NotFound, Storage
 
 POLL_S = 1.0

@@ -10,7 +10,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import UserError
 from orchestrator.registry.store import RunEntry
-from orchestrator.storage.attempts import read_job, read_submissions
+from orchestrator.run_directory.attempts import read_job, read_submissions
 from orchestrator.storage.opening import is_remote, open_storage
 from orchestrator.storage.protocol import NotFound, Storage
 

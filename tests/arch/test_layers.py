@@ -16,7 +16,7 @@ MAX_FUNCTION, MAX_FILE = 80, 450
 
 CATCH_ALL = {
     "orchestrator/cli/main.py": "a crash becomes a report for a person",
-    "orchestrator/controller/status.py": "one run must not hide all others",
+    "orchestrator/operations/status.py": "one run must not hide all others",
     "orchestrator/storage/posix.py": "removes a half-written file, then raises again",
     "trainer/base_model/watch.py": "a digest computed aside is told to the rank that waits",
     "trainer/checkpoint/assemble.py": "a save that failed is an outcome on every rank",

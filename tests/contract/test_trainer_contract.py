@@ -29,7 +29,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
 from orchestrator.helper.meeting import free_port
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
 from tests.harness import jobs
 from tests.harness.ranks import ROOT, Attempt, Run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.contract import layout
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.runlog import RunLog
 from tests.faults import scene
 from trainer.checkpoint.parts import Committed, Digests, Head, PartWriter
 

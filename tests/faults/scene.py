@@ -20,10 +20,10 @@ from orchestrator.errors import NotOwner, StorageError
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.copying import NodeCopies
 from orchestrator.helper.keeper import Keeper
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
 from tests.unit.storage import fakes
 from trainer.checkpoint.assemble import Assembler

@@ -20,9 +20,9 @@ import pytest
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
 from orchestrator.errors import CheckpointError, LogDamaged
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.runlog import RunLog
 from tests.faults import real
 
 ALL = os.environ.get("QVL_FAULTS") == "all"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import QvlError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
 from tests.faults import scene
 from trainer.checkpoint import parts
 

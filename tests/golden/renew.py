@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.config.site import SiteConfig
-from orchestrator.controller.templates import SHAPES, sample_values, site_template
+from orchestrator.operations.site_templates import SHAPES, sample_values, site_template
 from orchestrator.templates.render import render
 
 FOLDER = Path(__file__).parent

@@ -11,8 +11,8 @@ from typing import Any
 
 from orchestrator.contract import layout
 from orchestrator.contract.resolved import ResolvedJob, Resources
-from orchestrator.storage import attempts
-from orchestrator.storage.segments import read_segments
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.segments import read_segments
 from tests.harness.kube_cluster import NAMESPACE, Cluster
 from tests.harness.runs import ROOT, Bench, Driven
 

@@ -8,10 +8,10 @@ import pytest
 
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
-from orchestrator.controller.actions import resume
-from orchestrator.controller.checkpoints import prune
-from orchestrator.controller.repair import Findings, examine, repair
 from orchestrator.errors import LogDamaged
+from orchestrator.operations.actions import resume
+from orchestrator.operations.checkpoints import prune
+from orchestrator.operations.repair import Findings, examine, repair
 from orchestrator.storage.protocol import Storage
 from tests.harness.runs import Driven
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer.loop.build  # noqa: F401 - what a rank would import
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
 from tests.harness import jobs
 from tests.harness.probe import ProbedWork
 from tests.harness.ranks import Run

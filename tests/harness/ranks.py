@@ -24,10 +24,10 @@ from orchestrator.contract.records import ClaimRecord, Commit
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint
 from orchestrator.helper.meeting import free_port
-from orchestrator.storage import attempts, checkpoints
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.runlog import LogView, RunLog
+from orchestrator.run_directory.segments import read_segments
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.runlog import LogView, RunLog
-from orchestrator.storage.segments import read_segments
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

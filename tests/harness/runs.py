@@ -31,12 +31,12 @@ from orchestrator.contract.resolved import (
 from orchestrator.controller.reconcile import Step, reconcile
 from orchestrator.controller.rows import job_of
 from orchestrator.controller.run import Run
-from orchestrator.controller.submit import SiteSettings, submit
 from orchestrator.errors import RecordDamaged
+from orchestrator.operations.submit import SiteSettings, submit
 from orchestrator.registry.store import Registry
-from orchestrator.storage import attempts
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_segments
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import read_segments
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0

@@ -17,9 +17,9 @@ from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.resolved import CheckpointSpec, ResolvedJob
 from orchestrator.controller.reconcile import Step
 from orchestrator.registry.store import Registry
-from orchestrator.storage import attempts, checkpoints
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_segments
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import read_segments
 from tests.harness import jobs
 from tests.harness.runs import Bench, Driven, descendants, kill
 

@@ -22,10 +22,10 @@ from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, StorageError
 from orchestrator.helper.choose import Chooser
 from orchestrator.helper.copying import NodeCopies
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage import posix as posix_module
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 
 STEPS = (10, 20, 30)

@@ -14,10 +14,10 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import Commit, Done, LogRecord, RecordKind, Retire
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
-from orchestrator.storage.runlog import RunLog
 
 KINDS: tuple[RecordKind, ...] = ("commit", "retire", "bad", "done")
 BODIES: dict[str, Any] = {

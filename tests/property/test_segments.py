@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
+from orchestrator.run_directory.segments import SegmentWriter, read_lines, read_segments
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.segments import SegmentWriter, read_lines, read_segments
 
 _spaces = itertools.count()
 ACTS = st.lists(st.sampled_from(["add", "flush", "fail", "restart"]), max_size=40)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.contract.records import ClaimRecord
 from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
 from tests.unit.storage.fakes import PLAN
 

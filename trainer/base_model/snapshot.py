@@ -32,7 +32,7 @@ from orchestrator.contract.jsonio import (
 from orchestrator.contract.manifest import FileEntry, check_files
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import CheckpointError, QvlError, StorageError
-from orchestrator.storage import records
+from orchestrator.run_directory import records
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.opening import child, is_remote, open_storage
 from orchestrator.storage.protocol import Created, NotFound, Sink, Storage

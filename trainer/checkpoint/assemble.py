@@ -17,11 +17,11 @@ from orchestrator.contract.manifest import CheckpointManifest, FileEntry, PartMa
 from orchestrator.contract.records import Done, LogRecord, encode_record
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.tiers import LocalTier, upload
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.tiers import LocalTier, upload
 from trainer.checkpoint.compact import excess
 from trainer.checkpoint.parts import Committed, Failed, Head, failed, part_bytes
 from trainer.process.outcome import BaseChanged

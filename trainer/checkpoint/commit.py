@@ -14,11 +14,11 @@ from orchestrator.contract.jsonio import Json, from_json, to_json
 from orchestrator.contract.manifest import PartManifest
 from orchestrator.contract.records import SalvageRecord
 from orchestrator.errors import StorageError
-from orchestrator.storage.attempts import write_salvage
-from orchestrator.storage.checkpoints import discard
+from orchestrator.run_directory.attempts import write_salvage
+from orchestrator.run_directory.checkpoints import discard
+from orchestrator.run_directory.tiers import LocalTier
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.tiers import LocalTier
 from trainer.checkpoint.assemble import Assembler, as_reply, from_reply
 from trainer.checkpoint.parts import (
     Committed,

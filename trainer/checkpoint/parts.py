@@ -16,8 +16,8 @@ from typing import Any
 from orchestrator.contract import layout
 from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
 from orchestrator.errors import QvlError, StorageError
+from orchestrator.run_directory.records import encode_pretty
 from orchestrator.storage.protocol import Sink, Storage
-from orchestrator.storage.records import encode_pretty
 
 Dumper = Callable[[Any, Sink], object]
 """Writes a value as a file's bytes."""

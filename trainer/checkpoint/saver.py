@@ -27,11 +27,11 @@ from orchestrator.contract.jsonio import Json, from_json, to_json
 from orchestrator.contract.manifest import PartManifest
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import RecordDamaged, StorageError
-from orchestrator.storage import records
-from orchestrator.storage.checkpoints import discard
+from orchestrator.run_directory import records
+from orchestrator.run_directory.checkpoints import discard
+from orchestrator.run_directory.tiers import LocalTier, local_tier
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound, Sink, Storage
-from orchestrator.storage.tiers import LocalTier, local_tier
 from trainer.checkpoint import staging
 from trainer.checkpoint.assemble import Assembler, as_reply
 from trainer.checkpoint.parts import Committed, Digests, Failed, Head, PartWriter

@@ -13,7 +13,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import DataFault, RecordDamaged
-from orchestrator.storage import records
+from orchestrator.run_directory import records
 from orchestrator.storage.protocol import Storage, Taken
 from trainer.data.dataset import ChatDataset, Item
 from trainer.process.rank import Rank

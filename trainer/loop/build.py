@@ -16,9 +16,9 @@ from orchestrator.contract.continuity import loss_tolerance
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
+from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.tiers import local_tier
 from trainer.base_model import attention
 from trainer.base_model.modeling import Loaded, base_digest, load_model
 from trainer.base_model.quantization import Base

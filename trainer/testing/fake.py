@@ -31,9 +31,9 @@ from orchestrator.contract.manifest import CheckpointManifest, Trigger, decode_m
 from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, StorageError, UserError
+from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.hashing import hash_bytes, sha256
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.tiers import local_tier
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import to_json
+from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.segments import SegmentWriter
 
 FLUSH_EVERY_S = 5.0
 FLUSH_PATIENCE_S = 30.0

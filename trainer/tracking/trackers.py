@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment
-from orchestrator.storage import copies
+from orchestrator.run_directory import copies
 from orchestrator.storage.protocol import Storage
 from trainer.tracking.wandb import WeightsAndBiases
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.storage.checkpoints import live_commits
-from orchestrator.storage.runlog import RunLog
+from orchestrator.run_directory.checkpoints import live_commits
+from orchestrator.run_directory.runlog import RunLog
 from tests.harness.training import (
     EVERY,
     STEPS,

@@ -33,7 +33,7 @@ def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A workplace on the cluster with the rights of the shipped Role only."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.account))
     monkeypatch.setattr("orchestrator.backends.kubernetes.cluster.FRESH_S", 0.2)
-    monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
+    monkeypatch.setattr("orchestrator.operations.submit.REPORT_S", 0.2)
     bench = KubeBench(tmp_path, cluster=cluster)
     yield bench
     bench.close()

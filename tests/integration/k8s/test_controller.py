@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from orchestrator.cli import controller as _controller  # noqa: F401 - the command it runs
-from orchestrator.controller import actions, loop
+from orchestrator.controller import loop
 from orchestrator.controller.lease import is_live, newest
+from orchestrator.operations import actions
 from tests.harness.kube_cluster import MANIFESTS, NAMESPACE, Cluster
 from tests.harness.kube_runs import KubeBench, run_events
 from tests.harness.kube_s3 import s3_for_pods

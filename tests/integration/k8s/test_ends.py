@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.controller import actions
 from orchestrator.controller.reconcile import hand_over
-from orchestrator.controller.submit import write_secrets
 from orchestrator.errors import UserError
-from orchestrator.storage import attempts
+from orchestrator.operations import actions
+from orchestrator.operations.submit import write_secrets
+from orchestrator.run_directory import attempts
 from tests.harness.kube_runs import KubeBench, codes
 from tests.harness.runs import Driven
 

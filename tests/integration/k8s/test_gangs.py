@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.backends.kubernetes import reading
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.kube_runs import KubeBench, run_events
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(600)]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from orchestrator.contract.resolved import ResolvedJob, Resources
-from orchestrator.controller import actions
 from orchestrator.controller.reconcile import Step
-from orchestrator.storage import attempts
+from orchestrator.operations import actions
+from orchestrator.run_directory import attempts
 from tests.harness import jobs, runs
 from tests.harness.kube_runs import KubeBench, codes, run_events
 from tests.harness.kube_s3 import s3_for_pods

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.controller.actions import cancel, resume
+from orchestrator.operations.actions import cancel, resume
 from tests.harness.runs import Bench, Driven, kill, paused
 
 

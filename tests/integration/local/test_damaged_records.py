@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.controller.actions import resume
 from orchestrator.errors import RecordDamaged
-from orchestrator.storage.segments import read_segments
+from orchestrator.operations.actions import resume
+from orchestrator.run_directory.segments import read_segments
 from tests.harness.runs import Bench, Driven, kill
 
 CHANCE = random.Random(17)

@@ -20,12 +20,12 @@ from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller import rows
-from orchestrator.controller.status import refresh
 from orchestrator.errors import StorageError
-from orchestrator.storage import attempts, checkpoints
+from orchestrator.operations.status import refresh
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.reserve import try_writing
-from orchestrator.storage.runlog import RunLog
 from tests.harness.runs import Bench, Driven, kill, saved_all, wait_gone
 from tests.harness.smalldisk import MB, Filler, SmallDisk, small_disk
 

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.contract.layout import logs
 from orchestrator.contract.resolved import DataSpec
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench, Driven, paused
 
 HANG_S = 4.0

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.controller import litter
 from orchestrator.errors import StorageError
-from orchestrator.storage.checkpoints import live_commits, verify
-from orchestrator.storage.runlog import RunLog
+from orchestrator.run_directory.checkpoints import live_commits, verify
+from orchestrator.run_directory.runlog import RunLog
 from tests.harness.runs import Bench
 
 

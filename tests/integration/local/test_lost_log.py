@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.controller.repair import repair
 from orchestrator.errors import UserError
-from orchestrator.storage import attempts
+from orchestrator.operations.repair import repair
+from orchestrator.run_directory import attempts
 from tests.harness import lostlog
 from tests.harness.runs import Bench, Driven, kill
 from tests.integration.local.conftest import command

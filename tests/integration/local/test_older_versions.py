@@ -15,10 +15,10 @@ import pytest
 
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, loads
-from orchestrator.controller.actions import cancel
-from orchestrator.controller.repair import examine
 from orchestrator.errors import NewerVersion
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import cancel
+from orchestrator.operations.repair import examine
+from orchestrator.run_directory import attempts
 from orchestrator.storage.opening import open_storage
 from tests.harness.kept import Kept, interpreter, old_code
 from tests.harness.runs import ROOT, Bench, Driven

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract.resolved import Resources
-from orchestrator.controller import preflight
-from orchestrator.controller.actions import resume
 from orchestrator.errors import ContractRefused, UserError
-from orchestrator.storage import attempts
+from orchestrator.operations import preflight
+from orchestrator.operations.actions import resume
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from orchestrator.backends.local.backend import LocalBackend
 from orchestrator.contract.jsonio import pretty, to_json
-from orchestrator.controller.actions import cancel
-from orchestrator.controller.submit import start_submission
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import cancel
+from orchestrator.operations.submit import start_submission
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench, Driven, kill, paused, wait_gone
 
 

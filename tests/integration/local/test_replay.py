@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.replay import Replay
+from orchestrator.cli.services.replay import Replay
 from orchestrator.domain import proof
 from tests.integration.local.conftest import command
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.clock import SystemClock
 from orchestrator.contract.resolved import CheckpointSpec
 from orchestrator.controller import loop
-from orchestrator.controller.status import snapshot
+from orchestrator.operations.status import snapshot
 from tests.harness.runs import Bench, kill
 from tests.harness.smalldisk import MB, Filler, SmallDisk, small_disk
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract.resolved import CheckpointSpec, ResolvedJob
-from orchestrator.storage import checkpoints
-from orchestrator.storage.runlog import RunLog
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from tests.harness.runs import Bench, Driven, kill
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CheckpointError, StorageError
-from orchestrator.storage import checkpoints, object_s3
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.storage import object_s3
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import (
     Created,
@@ -24,7 +26,6 @@ from orchestrator.storage.protocol import (
     Storage,
     Taken,
 )
-from orchestrator.storage.runlog import RunLog
 from tests.harness.s3proxy import Fault, Proxy, always, first, sequence, share
 from tests.harness.weed import Weed
 from tests.unit.storage import fakes

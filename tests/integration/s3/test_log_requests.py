@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord, encode_record
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
 from tests.harness.s3proxy import Proxy
 from tests.harness.weed import Weed
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.actions import cancel
+from orchestrator.operations.actions import cancel
 from tests.harness.kept import Kept
 
 pytestmark = pytest.mark.s3

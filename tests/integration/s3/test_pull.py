@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.controller.checkpoints import pull
 from orchestrator.errors import CheckpointError
+from orchestrator.operations.checkpoints import pull
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.opening import open_storage
-from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 
 pytestmark = pytest.mark.s3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import HasUploads, NotFound
 from tests.harness.runs import Bench, Driven, wait_gone

@@ -11,9 +11,9 @@ import pytest
 
 from orchestrator.contract import layout
 from orchestrator.contract.spec import StartFrom
-from orchestrator.controller.actions import resume
-from orchestrator.controller.submit import start_submission
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import resume
+from orchestrator.operations.submit import start_submission
+from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import NotFound
 from tests.harness.runs import Bench, Driven, kill, paused, wait_gone
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.agent.identity import pid_of
-from orchestrator.controller import loop, status
-from orchestrator.storage import attempts
+from orchestrator.controller import loop
+from orchestrator.operations import status
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench, Driven, descendants, kill
 from tests.harness.s3proxy import Fault, Proxy, always
 from tests.harness.weed import Weed

@@ -32,7 +32,7 @@ def bench(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
     monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)
     monkeypatch.setattr(queue, "_answers", queue._Answers())
-    monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
+    monkeypatch.setattr("orchestrator.operations.submit.REPORT_S", 0.2)
     bench = SlurmBench(tmp_path, cluster=slurm)
     yield bench
     bench.close()

@@ -31,7 +31,7 @@ def accounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
         monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)
         monkeypatch.setattr(queue, "_answers", queue._Answers())
-        monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
+        monkeypatch.setattr("orchestrator.operations.submit.REPORT_S", 0.2)
         yield SlurmBench(tmp_path / "bench", cluster=cluster)
     finally:
         cluster.stop()

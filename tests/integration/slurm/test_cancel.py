@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from orchestrator.controller.actions import cancel
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import cancel
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Driven, saved_all
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.backends.slurm import queue
 from orchestrator.errors import UserError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.slurm_cluster import Cluster, missing
 from tests.harness.slurm_runs import SlurmBench
 
@@ -33,7 +33,7 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmBe
         monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
         monkeypatch.setattr("orchestrator.backends.slurm.queue.FRESH_S", 0.3)
         monkeypatch.setattr(queue, "_answers", queue._Answers())
-        monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.2)
+        monkeypatch.setattr("orchestrator.operations.submit.REPORT_S", 0.2)
         yield SlurmBench(tmp_path / "bench", cluster=cluster)
     finally:
         cluster.stop()

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from orchestrator.controller.actions import cancel
 from orchestrator.errors import UserError
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import cancel
+from orchestrator.run_directory import attempts
 from tests.harness.slurm_runs import SlurmBench, job_id, until
 
 pytestmark = pytest.mark.slurm

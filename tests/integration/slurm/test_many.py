@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.contract.resolved import Resources
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
 from tests.integration.slurm.test_preemption import check_end

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Driven, kill
 from tests.harness.slurm_cluster import Cluster
 from tests.harness.slurm_runs import SlurmBench, job_id

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.contract.resolved import ResolvedJob, Resources
-from orchestrator.controller.actions import resume
-from orchestrator.storage import attempts
+from orchestrator.operations.actions import resume
+from orchestrator.run_directory import attempts
 from tests.harness import jobs
 from tests.harness.runs import Bench, Driven, saved_all
 from tests.harness.slurm_runs import SlurmBench, causes, job_id

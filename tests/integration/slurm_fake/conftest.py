@@ -23,7 +23,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluste
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(queue, "FRESH_S", 0.1)
     monkeypatch.setattr(queue, "_answers", queue._Answers())
-    monkeypatch.setattr("orchestrator.controller.submit.REPORT_S", 0.1)
+    monkeypatch.setattr("orchestrator.operations.submit.REPORT_S", 0.1)
     yield cluster
     cluster.close()
 

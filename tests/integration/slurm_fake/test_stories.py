@@ -12,10 +12,11 @@ import pytest
 
 from orchestrator.backends.slurm import commands
 from orchestrator.clock import SystemClock
-from orchestrator.controller import nodes, status
-from orchestrator.controller.actions import cancel
+from orchestrator.controller import nodes
 from orchestrator.errors import UserError
-from orchestrator.storage import attempts
+from orchestrator.operations import status
+from orchestrator.operations.actions import cancel
+from orchestrator.run_directory import attempts
 from tests.harness import runs
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven, saved_all

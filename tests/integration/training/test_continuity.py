@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main as cli
-from orchestrator.controller.actions import resume
-from orchestrator.storage.attempts import read_summary
+from orchestrator.operations.actions import resume
+from orchestrator.run_directory.attempts import read_summary
 from tests.harness.training import Disturbance, TrainingBench, TrainingRun, assert_same_training
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(1200)]

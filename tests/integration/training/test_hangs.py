@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.runs import descendants, kill
 from tests.harness.training import TrainingBench, TrainingRun, assert_same_training
 

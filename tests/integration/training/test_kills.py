@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.storage.attempts import read_start
+from orchestrator.run_directory.attempts import read_start
 from tests.harness.training import EVERY, STEPS, TrainingBench, TrainingRun, assert_same_training
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(1200)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.controller.actions import resume
+from orchestrator.operations.actions import resume
 from tests.harness import jobs
 from tests.harness.kept import TRAINING, Kept
 

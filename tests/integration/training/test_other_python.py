@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.training import Disturbance, TrainingBench, TrainingRun, assert_same_training
 
 OTHER = os.environ.get("QVL_TEST_PYTHON", "")

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from orchestrator.agent.identity import pid_of
-from orchestrator.controller.actions import preempt
 from orchestrator.errors import UserError
+from orchestrator.operations.actions import preempt
 from tests.harness.training import EVERY, TrainingBench, TrainingRun, assert_same_training
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]

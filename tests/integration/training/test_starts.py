@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.clock import parse_iso
 from orchestrator.contract.resolved import CheckpointSpec
-from orchestrator.controller.actions import cancel, resume
-from orchestrator.storage import attempts, checkpoints
+from orchestrator.operations.actions import cancel, resume
+from orchestrator.run_directory import attempts, checkpoints
 from tests.harness.training import EVERY, STEPS, TrainingBench, TrainingRun
 
 pytestmark = [pytest.mark.training, pytest.mark.timeout(1200)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import follow
+from orchestrator.cli.services import follow
 from orchestrator.controller import loop
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Built, Desk, Shell

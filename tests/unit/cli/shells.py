@@ -21,13 +21,13 @@ from orchestrator.contract.records import ClaimRecord, LogRecord, SubmissionReco
 from orchestrator.contract.spec import StartFrom
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller.rows import blank_row, with_summary
-from orchestrator.controller.submit import SiteSettings, make_spec
+from orchestrator.operations.submit import SiteSettings, make_spec
 from orchestrator.registry.store import RunEntry
-from orchestrator.storage import attempts, checkpoints
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import SegmentWriter
 from tests.harness.runs import Bench
 
 RUN = "fake-261124-abc123"

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import follow, modelcard, result
 from orchestrator.cli.common import get_run
+from orchestrator.cli.services import follow, result
+from orchestrator.cli.services import model_card as modelcard
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
-from orchestrator.controller import loop, submit
+from orchestrator.controller import loop
 from orchestrator.controller.lease import Lease
-from orchestrator.storage import attempts
+from orchestrator.operations import submit
+from orchestrator.run_directory import attempts
 from orchestrator.storage.opening import open_storage
 from tests.unit.cli.shells import JOB, Desk
 

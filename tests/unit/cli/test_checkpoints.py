@@ -13,9 +13,9 @@ import pytest
 from orchestrator.cli import main as entry
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, to_json
-from orchestrator.controller import checkpoints as keeping
-from orchestrator.storage import checkpoints
-from orchestrator.storage.runlog import RunLog
+from orchestrator.operations import checkpoints as keeping
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from tests.harness.jobs import job
 from tests.unit.cli.shells import RUN, Built, Shell
 from tests.unit.storage import fakes

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main as entry
-from orchestrator.cli import tool
+from orchestrator.cli.services import tool
 from orchestrator.errors import CheckpointError, InternalError, UserError
 
 FINDING = {

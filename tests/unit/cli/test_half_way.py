@@ -11,9 +11,10 @@ import pytest
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.local import backend
 from orchestrator.contract import layout
-from orchestrator.controller import loop, reconcile, submit
+from orchestrator.controller import loop, reconcile
 from orchestrator.controller.rows import job_of
 from orchestrator.errors import StorageError, Unreachable, UserError
+from orchestrator.operations import submit
 from orchestrator.registry.store import RunEntry
 from orchestrator.storage.posix import PosixStorage
 from tests.unit.cli.shells import JOB, RUN, T0, Built, Desk, Shell

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.logs import Tail
+from orchestrator.cli.commands.logs import Tail
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import VerdictRecord
-from orchestrator.storage import attempts, checkpoints
-from orchestrator.storage.segments import SegmentWriter
+from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.segments import SegmentWriter
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import RUN, T0, Built, Shell
 
@@ -120,8 +120,8 @@ def test_following_goes_on_over_attempts_until_it_is_settled(
         run.print(2, 0, (3, "last words"))
         return True
 
-    monkeypatch.setattr("orchestrator.cli.logs.is_settled", settled)
-    monkeypatch.setattr("orchestrator.cli.logs.FOLLOW_S", 0.0)
+    monkeypatch.setattr("orchestrator.cli.commands.logs.is_settled", settled)
+    monkeypatch.setattr("orchestrator.cli.commands.logs.FOLLOW_S", 0.0)
     assert shell("logs", "-f", RUN).splitlines() == [
         "[a1 r0] one", "[a1 r1] two", "[a2 r0] last words",
     ]  # fmt: skip

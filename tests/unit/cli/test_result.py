@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import result as results
-from orchestrator.cli.modelcard import model_card
+from orchestrator.cli.services import result as results
+from orchestrator.cli.services.model_card import model_card
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.manifest import CheckpointManifest, FileEntry
@@ -19,9 +19,9 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import Commit
 from orchestrator.contract.resolved import ModelSpec
 from orchestrator.errors import CheckpointError, UserError
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import RunLog
 from tests.harness import jobs
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "latest": b"x"}

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from orchestrator.cli import table
+from orchestrator.cli.output import table
 from orchestrator.clock import SystemClock
-from orchestrator.controller import status
 from orchestrator.controller.rows import blank_row
+from orchestrator.operations import status
 from orchestrator.registry.store import RunEntry
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import RUN, T0, Built, Shell

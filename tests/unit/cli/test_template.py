@@ -16,13 +16,13 @@ from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.spec import StartFrom
-from orchestrator.controller import templates
 from orchestrator.controller.observe import observe
 from orchestrator.controller.reconcile import _submit_next
 from orchestrator.controller.run import open_entry
-from orchestrator.controller.submit import start_submission, with_template
 from orchestrator.domain.decide import Requeue
-from orchestrator.storage import attempts
+from orchestrator.operations import site_templates as templates
+from orchestrator.operations.submit import start_submission, with_template
+from orchestrator.run_directory import attempts
 from tests.unit.cli.shells import Built, Desk, Shell
 
 MARK = "{# qvl-template api=1 #}\n"

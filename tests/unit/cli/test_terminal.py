@@ -22,8 +22,8 @@ from orchestrator.contract.jsonio import to_json
 from orchestrator.controller.rows import blank_row
 from orchestrator.domain.nodes import NodeDeath
 from orchestrator.errors import CheckpointError
-from orchestrator.storage import checkpoints
-from orchestrator.storage.segments import SegmentWriter
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.segments import SegmentWriter
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import PLAN, T0, Built, Desk, Shell, manifest_of
 

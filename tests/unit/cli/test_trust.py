@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.submit import settings_of
+from orchestrator.cli.commands.submit import settings_of
 from orchestrator.clock import SystemClock, iso
 from orchestrator.config.site import SiteConfig, parse_site
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.spec import StartFrom
-from orchestrator.controller.submit import make_spec
-from orchestrator.storage import attempts
+from orchestrator.operations.submit import make_spec
+from orchestrator.run_directory import attempts
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.ownership import foreign_hands
 from tests.harness.runs import ROOT, Bench

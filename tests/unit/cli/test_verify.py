@@ -11,8 +11,8 @@ from orchestrator.contract.continuity import Interrupted, MicroBatch
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.spec import StartPoint
-from orchestrator.storage import checkpoints
-from orchestrator.storage.segments import SegmentWriter
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.segments import SegmentWriter
 from tests.unit.cli.shells import RUN, Built, Shell
 
 

@@ -15,7 +15,7 @@ from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import CheckpointError, JobFileError, StorageError, UserError
 from orchestrator.helper.copying import check_adapter
 from orchestrator.helper.facts import data_facts, file_sha256
-from orchestrator.storage.checkpoints import verify_directory
+from orchestrator.run_directory.checkpoints import verify_directory
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import NotFound
 from trainer.commands.data_check import index

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.clock import iso
 from orchestrator.contract.event import Event, StepMetrics
-from orchestrator.controller.drill import Check, Side, Timeline, judge, timelines
+from orchestrator.operations.drill import Check, Side, Timeline, judge, timelines
 
 T0 = 1_800_000_000.0
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.controller.actions import find_commit
 from orchestrator.errors import CheckpointError
-from orchestrator.storage.checkpoints import live_commits
+from orchestrator.operations.actions import find_commit
+from orchestrator.run_directory.checkpoints import live_commits
+from orchestrator.run_directory.runlog import LogRecord, RunLog
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import LogRecord, RunLog
 from tests.unit.storage import fakes
 
 

@@ -17,13 +17,14 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionId
 from orchestrator.contract.summary import RunSummary
-from orchestrator.controller import rows, status
+from orchestrator.controller import rows
 from orchestrator.controller.lease import Lease
 from orchestrator.controller.reconcile import reconcile
 from orchestrator.controller.run import Run
-from orchestrator.controller.status import Snapshot
 from orchestrator.errors import StorageError
-from orchestrator.storage import attempts
+from orchestrator.operations import status
+from orchestrator.operations.status import Snapshot
+from orchestrator.run_directory import attempts
 from tests.harness.faulty import Faulty
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import RUN, Built

@@ -26,7 +26,7 @@ from orchestrator.controller.reconcile import Step
 from orchestrator.controller.run import Run
 from orchestrator.controller.trouble import LONGEST_S, Trouble
 from orchestrator.errors import NoSuchRun, QvlError, RecordDamaged, StorageError, UserError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import Refused
 from tests.harness.faulty import Faulty, until
 from tests.harness.runs import Bench

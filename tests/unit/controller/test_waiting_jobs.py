@@ -25,7 +25,7 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.controller.reconcile import Step, reconcile
 from orchestrator.controller.run import Run, open_entry
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Built
 

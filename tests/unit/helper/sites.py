@@ -20,9 +20,9 @@ from orchestrator.contract.resolved import (
 )
 from orchestrator.contract.spec import StartFrom, TrainSpec
 from orchestrator.helper.claim import Claimed, Claimer
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import RunLog
 
 PLAN = BatchPlan(micro=4, accumulation=3, world_size=2)
 JOB = ResolvedJob(

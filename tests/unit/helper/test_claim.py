@@ -22,10 +22,10 @@ from orchestrator.errors import (
 )
 from orchestrator.helper.claim import Claimed
 from orchestrator.helper.gather import NoticeMet
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
-from orchestrator.storage.runlog import RunLog
 from tests.unit.helper.sites import JOB, PLAN, Site
 from tests.unit.storage import fakes
 

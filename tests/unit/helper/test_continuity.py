@@ -14,9 +14,9 @@ from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import StorageError
 from orchestrator.helper.continuity import Lookup
 from orchestrator.helper.startup import LAST, Startup
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import SegmentWriter
 from tests.unit.storage import fakes
 
 _numbers = itertools.count()

@@ -13,10 +13,10 @@ from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.helper.copying import NodeCopies
-from orchestrator.storage import copies
+from orchestrator.run_directory import copies
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
-from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 
 _numbers = itertools.count()

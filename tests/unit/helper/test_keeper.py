@@ -12,11 +12,11 @@ from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
 from orchestrator.helper.keeper import Keeper
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import PendingUpload
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import SegmentWriter
 from tests.unit.storage import fakes
 
 _numbers = itertools.count()

@@ -17,9 +17,9 @@ from orchestrator.contract.wire import LineBuffer
 from orchestrator.errors import StorageError
 from orchestrator.helper import session
 from orchestrator.helper.patient import START_S
-from orchestrator.storage import attempts
-from orchestrator.storage.runlog import RunLog
-from orchestrator.storage.segments import read_events
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.segments import read_events
 from tests.harness.faulty import Faulty, until
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
-from orchestrator.storage.runlog import RunLog
+from orchestrator.run_directory.runlog import RunLog
 from tests.unit.helper.sites import PLAN, Site
 from tests.unit.storage import fakes
 

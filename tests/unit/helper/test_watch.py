@@ -11,7 +11,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import StopRecord, VerdictRecord
 from orchestrator.errors import StorageError
 from orchestrator.helper.watch import StopWanted, Watcher
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
 
 STOP = StopRecord(attempt=1, slot=1, index=1, reason="SIGTERM", seconds_left=42.0)

@@ -17,10 +17,10 @@ from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import StorageError
 from orchestrator.helper import history
 from orchestrator.helper.journal import Journal, SummaryWriter
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
+from orchestrator.run_directory.runlog import LogView, RunLog
+from orchestrator.run_directory.segments import read_lines, read_segments
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import LogView, RunLog
-from orchestrator.storage.segments import read_lines, read_segments
 from tests.unit.storage import fakes
 from tests.unit.storage.test_create_only_records import SUBMISSION
 

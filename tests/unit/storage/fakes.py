@@ -11,11 +11,11 @@ from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.manifest import CheckpointManifest, FileEntry, PartManifest
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import LogRecord
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Storage, Taken
-from orchestrator.storage.runlog import RunLog
 
 ADAPTER = "adapter_model.safetensors"
 PLAN = BatchPlan(micro=4, accumulation=3, world_size=2)

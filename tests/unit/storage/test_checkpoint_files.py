@@ -16,13 +16,13 @@ from orchestrator.contract.jsonio import MalformedJson, digest, loads, pretty, t
 from orchestrator.contract.manifest import decode_manifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.errors import CheckpointError, NewerVersion, StorageError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage import posix as posix_module
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 
 DIRECTORY = layout.checkpoint_dir(1, 10)

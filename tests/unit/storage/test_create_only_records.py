@@ -17,7 +17,7 @@ from orchestrator.contract.records import (
 )
 from orchestrator.contract.spec import StartFrom, TrainSpec
 from orchestrator.errors import CheckpointError
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
 from tests.unit.storage.fakes import PLAN
 

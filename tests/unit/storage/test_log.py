@@ -24,13 +24,13 @@ from orchestrator.contract.records import (
     encode_record,
 )
 from orchestrator.errors import LogDamaged, NewerVersion, NotOwner, StorageError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import MAX_GAP, LogView, RunLog
 from orchestrator.storage import posix as posix_module
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Storage, Taken
-from orchestrator.storage.runlog import MAX_GAP, LogView, RunLog
 from tests.unit.storage import fakes
 
 BODIES: dict[RecordKind, Any] = {

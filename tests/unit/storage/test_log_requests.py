@@ -11,10 +11,10 @@ from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord, encode_record
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
+from orchestrator.run_directory.runlog import COPY_EVERY, RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Storage
-from orchestrator.storage.runlog import COPY_EVERY, RunLog
 from tests.harness.faulty import Faulty
 
 LONG = 1500

@@ -23,7 +23,7 @@ from orchestrator.contract.spec import StartPoint
 from orchestrator.contract.summary import RunSummary
 from orchestrator.controller import lease
 from orchestrator.errors import NewerVersion, RecordDamaged
-from orchestrator.storage import attempts, records
+from orchestrator.run_directory import attempts, records
 from orchestrator.storage.memory import MemoryStorage
 from tests.unit.helper.sites import JOB
 from tests.unit.storage.test_create_only_records import CLAIM, SLOT, STOP, SUBMISSION, VERDICT

@@ -13,9 +13,9 @@ from orchestrator.contract.records import Done, encode_record
 from orchestrator.contract.spec import StartPoint
 from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import LogDamaged
-from orchestrator.storage import attempts, records, witness
+from orchestrator.run_directory import attempts, records, witness
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.runlog import RunLog
 from tests.unit.storage import fakes
 from tests.unit.storage.test_create_only_records import CLAIM, SLOT, VERDICT
 from tests.unit.storage.test_sealed_records import SAMPLES

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.config.site import SiteConfig, parse_site
-from orchestrator.controller import templates
-from orchestrator.controller.templates import check_template, sample_values, site_template
+from orchestrator.operations import site_templates as templates
+from orchestrator.operations.site_templates import check_template, sample_values, site_template
 from orchestrator.templates.check import Shape, check
 from orchestrator.templates.directives import Directive, directives
 from orchestrator.templates.find import Template, find_template

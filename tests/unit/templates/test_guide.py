@@ -14,8 +14,8 @@ from orchestrator.config.load import load_site, parse_job, resolve_loaded
 from orchestrator.config.site import SiteConfig
 from orchestrator.config.site_slurm import Container, GpuType, Limit, Partition, SlurmSite
 from orchestrator.contract.spec import TrainSpec
-from orchestrator.controller import templates
-from orchestrator.controller.templates import check_template, sample_values, site_template
+from orchestrator.operations import site_templates as templates
+from orchestrator.operations.site_templates import check_template, sample_values, site_template
 from orchestrator.templates.find import find_for
 from orchestrator.templates.render import render
 from tests.unit.config.conftest import JOB, Folder

@@ -9,15 +9,16 @@ import pytest
 
 from orchestrator.config.load import load_site
 from orchestrator.config.site import SiteConfig
-from orchestrator.controller import rehearsal, templates
-from orchestrator.controller.rehearsal import STORIES, may_run
-from orchestrator.controller.templates import (
+from orchestrator.errors import UserError
+from orchestrator.operations import rehearsal
+from orchestrator.operations import site_templates as templates
+from orchestrator.operations.rehearsal import STORIES, may_run
+from orchestrator.operations.site_templates import (
     Report,
     check_template,
     rehearse_template,
     site_template,
 )
-from orchestrator.errors import UserError
 from tests.unit.templates.conftest import MARK
 
 EXAMPLES = Path(__file__).parents[3] / "slurm" / "examples"

@@ -10,10 +10,10 @@ from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.spec import Assignment, StartPoint
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
-from orchestrator.storage.runlog import RunLog
 from tests.harness.jobs import job
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.commit import Committer

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from orchestrator.contract import pickles
 from orchestrator.errors import CheckpointError, ContractRefused
-from orchestrator.storage import checkpoints
+from orchestrator.run_directory import checkpoints
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.posix import PosixStorage
 from tests.unit.storage.fakes import entry, manifest

@@ -13,15 +13,16 @@ import pytest
 
 from orchestrator.backends.kubernetes.api import ServerApi
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
-from orchestrator.cli.follow import leave_controller
+from orchestrator.cli.services.follow import leave_controller
 from orchestrator.clock import FakeClock, SystemClock
 from orchestrator.contract.resolved import Resources
-from orchestrator.controller import loop, status
+from orchestrator.controller import loop
 from orchestrator.controller.loop import Rounds
 from orchestrator.controller.rows import public_row
 from orchestrator.errors import Unreachable, UserError
+from orchestrator.operations import status
 from orchestrator.registry.store import Registry
-from orchestrator.storage import attempts
+from orchestrator.run_directory import attempts
 from orchestrator.storage.posix import PosixStorage
 from tests.harness.fake_kube import FakeKube, Fault
 from tests.harness.kube_runs import run_events

@@ -1,0 +1,97 @@
+"""`generate`: ask a trained model about a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.common import get_run, json_option, out, out_json
+
+if TYPE_CHECKING:
+    from orchestrator.cli.services.result import Result
+    from orchestrator.controller.run import Run
+
+_HELP = """Ask the model that RUN has trained the QUESTION about IMAGE.
+
+The base is loaded as it was trained (quantized alike) with the adapter of the newest
+checkpoint, on a GPU of this machine if there is one, and answers greedily. IMAGE may be `-`
+for none.
+"""
+_EXAMPLES = """\b
+Examples:
+  qvl-orchestrate generate digits images/0007.png "Which digit is this?"
+  qvl-orchestrate generate digits - "Say hello." --compare --json
+"""
+
+
+@click.command("generate", help=_HELP, epilog=_EXAMPLES)
+@click.argument("run")
+@click.argument("image", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("question")
+@click.option("--step", type=click.IntRange(min=1), help="The checkpoint of this step.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1, 8192), default=128, show_default=True,
+    help="Longest answer in tokens.",
+)  # fmt: skip
+@click.option("--compare", is_flag=True, help="Ask the base without the adapter too.")
+@json_option
+def command(
+    *,
+    run: str,
+    image: Path,
+    question: str,
+    step: int | None,
+    max_new_tokens: int,
+    compare: bool,
+    as_json: bool,
+) -> int:
+    """Ask a model (see `_HELP`)."""
+    from orchestrator.cli.services.result import gather
+    from orchestrator.cli.services.tool import Bar, absolute, run_tool
+    from orchestrator.controller import trust
+
+    chosen = get_run(run)
+    result = gather(chosen, step)
+    python, environ = trust.interpreter(chosen, result.job)
+    with Bar() as bar, adapter_request(chosen, result) as request:
+        request |= {
+            "question": question,
+            "images": [] if str(image) == "-" else [absolute(image)],
+            "max_new_tokens": max_new_tokens,
+            "compare": compare,
+        }
+        said = run_tool(
+            "generate",
+            request,
+            python=python,
+            environ=environ,
+            on_progress=bar.show,
+        )
+    if as_json:
+        out_json({"run_id": chosen.run_id, "step": result.commit.step, **said})
+        return 0
+    for text in said["answer"].split("\n"):
+        out(text)
+    if compare:
+        out("without the adapter:")
+        for text in said["base_answer"].split("\n"):
+            out(text)
+    return 0
+
+
+@contextmanager
+def adapter_request(run: Run, result: Result) -> Iterator[dict[str, Any]]:
+    """The `job` and `adapter` of a request; the adapter lies in a folder until the end."""
+    import tempfile
+
+    from orchestrator.cli.services.result import adapter
+    from orchestrator.contract.jsonio import to_json
+
+    with tempfile.TemporaryDirectory(prefix="qvl-adapter-") as folder:
+        for name, data in adapter(run.storage, result).items():
+            (Path(folder) / name).write_bytes(data)
+        yield {"job": to_json(result.job), "adapter": folder}

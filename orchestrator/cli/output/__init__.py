@@ -1,0 +1,1 @@
+"""How answers look: tables, bars, escaped text, the streams of a shell."""

@@ -1,0 +1,1 @@
+"""What a person can ask for: submit, status, cancel, resume, repair, remove, check."""
