@@ -28,6 +28,8 @@ from orchestrator.storage.opening import open_storage
 from tests.harness.runs import ROOT, Driven
 
 COMMIT = "f913d38"
+OLD_FAKE = "trainer.fake"
+"""The fake trainer's module in that commit's code."""
 ARCHIVE = ROOT / "tests" / "data" / f"{COMMIT}.tar.xz"
 TRAINED_AT = f"/tmp/qvl-kept/{COMMIT}t"
 TRAINING = ROOT / "tests" / "data" / f"{COMMIT}-training.tar.xz"
@@ -60,6 +62,7 @@ class Kept:
     def _moved(self, data: bytes) -> bytes:
         """Early records bear no checksum: where they lie may be written anew."""
         text = data.decode().replace(TRAINED_AT, MADE_AT)
+        text = text.replace(f'"{OLD_FAKE}"', '"trainer.testing.fake"')
         text = text.replace(f"{MADE_AT}/runs", self._root)
         return (
             text.replace(MADE_AT, str(self._folder)).replace(_python(text), sys.executable).encode()
@@ -95,9 +98,7 @@ def old_code(folder: Path) -> Path:
 
 
 def interpreter(path: Path, code: Path) -> Path:
-    """A program that is this interpreter with other code of ours, and that code's fake trainer."""
-    fake = "trainer.testing.fake" if (code / "trainer" / "testing").exists() else "trainer.fake"
-    words = f"PYTHONPATH={code} QVL_TRAINER_MODULE={fake}"
-    path.write_text(f'#!/bin/sh\n{words} exec {sys.executable} "$@"\n')
+    """A program that is this interpreter with other code of ours."""
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={code} exec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path

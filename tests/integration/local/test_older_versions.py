@@ -20,7 +20,7 @@ from orchestrator.operations.actions import cancel
 from orchestrator.operations.repair import examine
 from orchestrator.run_directory import attempts
 from orchestrator.storage.opening import open_storage
-from tests.harness.kept import Kept, interpreter, old_code
+from tests.harness.kept import OLD_FAKE, Kept, interpreter, old_code
 from tests.harness.runs import ROOT, Bench, Driven
 
 
@@ -89,6 +89,7 @@ def test_what_a_later_version_wrote_is_refused_by_name(kept: Kept, path: str) ->
 
 def test_an_old_agent_under_a_new_controller(bench: Bench, tmp_path: Path) -> None:
     python = interpreter(tmp_path / "old", old_code(tmp_path / "code"))
+    todays, bench.module = bench.module, OLD_FAKE
     run = bench.submit(replace(bench.job(), python=str(python)), step_s=0.05)
     run.until_step(7)
     run.notify("SIGTERM")
@@ -96,6 +97,7 @@ def test_an_old_agent_under_a_new_controller(bench: Bench, tmp_path: Path) -> No
     assert run.drive().state == "SUCCEEDED"
     assert sealed(run, layout.submission(2))
     assert not sealed(run, layout.claim(2))
+    bench.module = todays
     calm = bench.submit()
     calm.drive()
     assert run.outcome() == calm.outcome()

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli import escape, table
+from orchestrator.cli import escape
 from orchestrator.cli import main as entry
+from orchestrator.cli.output import table
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event, StepMetrics
