@@ -1,6 +1,6 @@
 """Write the tables of TrainingArguments, LoraConfig and BitsAndBytesConfig.
 
-A login node has no transformers, so `orchestrator/config/tables/*.json` keep the names,
+A login node has no transformers, so `orchestrator/config/arguments/tables/*.json` keep the names,
 types, choices and defaults of the installed versions. With `--check` nothing is written and
 the exit status is 1 if a table differs from what is installed.
 """
@@ -19,7 +19,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-TABLES = Path(__file__).resolve().parent.parent / "orchestrator" / "config" / "tables"
+TABLES = Path(__file__).resolve().parent.parent / "orchestrator" / "config" / "arguments" / "tables"
 SCALARS = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict", type(None): "null"}
 DTYPES = ["bfloat16", "float16", "float32"]
 BITSANDBYTES: dict[str, dict[str, Any]] = {

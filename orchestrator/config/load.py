@@ -9,19 +9,19 @@ from types import MappingProxyType
 
 from orchestrator.config.faults import Fault, Place, locate, raise_faults
 from orchestrator.config.faults import Path as FieldPath
-from orchestrator.config.files import (
+from orchestrator.config.models.job import JobSpec
+from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.reading.document import parse, read_small
+from orchestrator.config.reading.overrides import apply
+from orchestrator.config.reading.site import load_site
+from orchestrator.config.reading.validate import check_data, text_as_written
+from orchestrator.config.resolving.job import absolute, model_faults, resolve, site_faults
+from orchestrator.config.resolving.named_files import (
     deepspeed_file_faults,
     file_faults,
     is_hub_model,
     read_deepspeed,
-    read_small,
 )
-from orchestrator.config.job import JobSpec
-from orchestrator.config.overrides import apply
-from orchestrator.config.resolve import absolute, model_faults, resolve, site_faults
-from orchestrator.config.site import SiteConfig, load_site
-from orchestrator.config.validate import check_data, text_as_written
-from orchestrator.config.yamlpos import parse
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import JobFileError, UserError
 

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.config import argtable, reserved
-from orchestrator.config.argtable import Argument, Block
-from orchestrator.config.job import JobSpec
+from orchestrator.config.arguments import reserved, table
+from orchestrator.config.arguments.table import Argument, Block
+from orchestrator.config.models.job import JobSpec
 
 _TYPES: Mapping[str, dict[str, Any]] = {
     "bool": {"type": "boolean"},
@@ -32,7 +32,7 @@ def json_schema() -> dict[str, Any]:
     properties = schema["properties"]
     for name, field in JobSpec.model_fields.items():
         properties[name]["description"] = field.description
-    for block in argtable.BLOCKS:
+    for block in table.BLOCKS:
         properties[block] = _block(block, properties[block]["description"])
     # What the models take more freely than their types say:
     properties["deepspeed"] = {
@@ -46,7 +46,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _block(block: Block, description: str) -> dict[str, Any]:
-    fields = {name: _argument(argtable.table(block)[name]) for name in argtable.usable(block)}
+    fields = {name: _argument(table.table(block)[name]) for name in table.usable(block)}
     if block == "training":
         for name, (value, hint) in reserved.FORCED.items():
             fields[name] = {"const": value, "description": hint}
@@ -54,7 +54,7 @@ def _block(block: Block, description: str) -> dict[str, Any]:
         fields["target_modules"] = {
             "description": "A preset, a regular expression for whole module names, or a list.",
             "anyOf": [
-                {"enum": [*argtable.TARGET_PRESETS, "all-linear", None]},
+                {"enum": [*table.TARGET_PRESETS, "all-linear", None]},
                 {"type": "string"},
                 _TYPES["list[str]"],
             ],

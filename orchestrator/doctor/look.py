@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.slurm import commands
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.doctor import judge_place, judge_slurm
 from orchestrator.doctor.finding import Finding

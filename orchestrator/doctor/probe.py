@@ -17,7 +17,7 @@ from orchestrator.backends.slurm import commands
 from orchestrator.backends.slurm.queue import Queue
 from orchestrator.backends.slurm.settings import parse_settings
 from orchestrator.backends.slurm.values import gpu_options
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.doctor import judge_probe
 from orchestrator.doctor.finding import Finding
 from orchestrator.doctor.judge_probe import Probe

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from orchestrator.backends.slurm import commands
 from orchestrator.backends.slurm.values import template_values
-from orchestrator.config.job import JobSpec
-from orchestrator.config.resolve import resolve
-from orchestrator.config.resolve_slurm import resolve_slurm
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.job import JobSpec
+from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.resolving.job import resolve
+from orchestrator.config.resolving.slurm import resolve_slurm
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import QvlError, UserError

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.config.sbatch import OURS, SBATCH
+from orchestrator.config.values.sbatch import OURS, SBATCH
 
 _SHORT = {
     "A": "account", "a": "array", "C": "constraint", "c": "cpus-per-task", "D": "chdir",

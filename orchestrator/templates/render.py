@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from orchestrator.config.suggest import nearest
+from orchestrator.config.values.suggest import nearest
 from orchestrator.errors import UserError
 from orchestrator.templates import quoting, shell, yamltext
 from orchestrator.templates.find import Template

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.operations.site_templates import SHAPES, sample_values, site_template
 from orchestrator.templates.render import render
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from orchestrator.config.sensitive import CURE, known_secret, secret_name, secret_value
-from orchestrator.config.suggest import did_you_mean
+from orchestrator.config.values.sensitive import CURE, known_secret, secret_name, secret_value
+from orchestrator.config.values.suggest import did_you_mean
 from orchestrator.errors import UserError
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from orchestrator.config.sbatch import OURS, TOKEN
+from orchestrator.config.values.sbatch import OURS, TOKEN
 from orchestrator.errors import UserError
 
 GpuRequest = Literal["gpus-per-node", "gres", "none"]

@@ -148,7 +148,7 @@ def _discover(rounds: Rounds, report: Callable[[str, Step | QvlError], None]) ->
 
 
 def _trusted() -> Trusted:
-    from orchestrator.config.sitefile import site_file
+    from orchestrator.config.reading.site_file import site_file
     from orchestrator.controller.trust import Trusted
 
     if site_file() is None:

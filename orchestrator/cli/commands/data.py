@@ -128,9 +128,9 @@ def check(
 
 def of_job(path: Path, overrides: Sequence[str]) -> Asked:
     """The request for a job file, whose index files need not be right."""
-    from orchestrator.config.files import is_hub_model, read_deepspeed
     from orchestrator.config.load import load_job, load_site
-    from orchestrator.config.resolve import resolve
+    from orchestrator.config.resolving.job import resolve
+    from orchestrator.config.resolving.named_files import is_hub_model, read_deepspeed
     from orchestrator.storage.ownership import foreign_hands
 
     loaded = load_job(path, overrides)

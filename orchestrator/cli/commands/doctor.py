@@ -12,7 +12,7 @@ from orchestrator.cli.common import json_option, note, out, out_json, out_text, 
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.config.site import SiteConfig
+    from orchestrator.config.models.site import SiteConfig
     from orchestrator.contract.resolved import ResolvedJob
     from orchestrator.doctor.finding import Finding
 
@@ -106,7 +106,7 @@ def _look(
     site: Path | None,
     backend: str,
 ) -> list[Finding]:
-    from orchestrator.config.sitefile import site_file
+    from orchestrator.config.reading.site_file import site_file
     from orchestrator.doctor import look
 
     if backend == "kubernetes":
@@ -146,7 +146,7 @@ def _look_python(job: ResolvedJob | None, file: Path | None) -> tuple[Finding, .
 
 def _site_files(config: SiteConfig, given: Path | None) -> list[Path]:
     """What shapes every job of the site: its file, its folder of templates and what is in it."""
-    from orchestrator.config.sitefile import site_file
+    from orchestrator.config.reading.site_file import site_file
 
     file = site_file(given)
     if file is None or config.templates_dir is None:

@@ -22,7 +22,7 @@ Example:
 @json_option
 def command(*, file: Path, force: bool, as_json: bool) -> int:
     """Write a job file (see `_HELP`)."""
-    from orchestrator.config.template import init_text
+    from orchestrator.config.starter import init_text
 
     text = init_text()
     try:

@@ -14,7 +14,7 @@ from orchestrator.cli.common import json_option, note, note_text, out, out_data,
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.config.site import SiteConfig
+    from orchestrator.config.models.site import SiteConfig
     from orchestrator.contract.resolved import ResolvedJob
     from orchestrator.controller.run import Run
     from orchestrator.operations.submit import SiteSettings
@@ -123,8 +123,8 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
     """What the doctor finds in Slurm's settings, on stderr; a submission is not held up by it."""
     if job.backend != "slurm":
         return
-    from orchestrator.config.site import load_site
-    from orchestrator.config.sitefile import site_file as in_force
+    from orchestrator.config.reading.site import load_site
+    from orchestrator.config.reading.site_file import site_file as in_force
     from orchestrator.doctor.look import submit_warnings
 
     named = str(in_force(site_file) or "site.toml")

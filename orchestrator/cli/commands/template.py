@@ -11,7 +11,7 @@ from orchestrator.cli.common import json_option, note, note_text, out, out_data,
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.config.site import SiteConfig
+    from orchestrator.config.models.site import SiteConfig
     from orchestrator.operations.site_templates import Report
     from orchestrator.templates.find import Template
 
@@ -197,7 +197,7 @@ def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:
 
 
 def _run(config: SiteConfig, report: Report, site: Path | None) -> Report:
-    from orchestrator.config.sitefile import site_file
+    from orchestrator.config.reading.site_file import site_file
     from orchestrator.operations.rehearsal import LIMIT_S, STORIES, may_run
     from orchestrator.operations.site_templates import rehearse_template
 

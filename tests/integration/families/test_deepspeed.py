@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.deepspeed import from_stage, merged
+from orchestrator.config.resolving.deepspeed import from_stage, merged
 from tests.harness.training import Disturbance, TrainingBench, assert_same_training
 
 pytestmark = [

@@ -13,7 +13,7 @@ from orchestrator.backends.kubernetes import controllers, manifest
 from orchestrator.backends.kubernetes.api import Refused, ServerApi
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.config.load import resolve_file
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import UserError
 from tests.harness.kube_cluster import MANIFESTS, NAMESPACE

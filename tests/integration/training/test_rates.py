@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import argtable, check_rates
+from orchestrator.config.arguments import table
+from orchestrator.config.checks import rates
 from tests.harness.ranks import ROOT
 from tests.harness.training import Disturbance, TrainingBench, assert_same_training
 
@@ -36,12 +37,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def accepted(name: str) -> list[str]:
     """The choices of an argument that a job file may give."""
-    choices = argtable.table("training")[name].choices
+    choices = table.table("training")[name].choices
     return [c for c in choices if not refused({name: c, **SETTINGS.get(c, {})})]
 
 
 def refused(training: dict[str, Any]) -> bool:
-    return bool(list(check_rates.faults(training)))
+    return bool(list(rates.faults(training)))
 
 
 OPTIMIZERS, SCHEDULES = accepted("optim"), accepted("lr_scheduler_type")
@@ -56,7 +57,7 @@ def case(number: int, stage: int) -> dict[str, Any]:
         "id": f"zero{stage}-{optim}-{schedule}",
         "stage": stage,
         "training": training,
-        "evaluate": schedule in check_rates.BY_METRIC,
+        "evaluate": schedule in rates.BY_METRIC,
         "ranks": 1 + (number + stage) % 2,
     }
 
@@ -132,7 +133,7 @@ def test_all_that_a_job_file_accepts_is_among_them() -> None:
         mine = [c["training"] for c in CASES.values() if c["stage"] == stage]
         assert {t["optim"] for t in mine if "optim" in t} == set(OPTIMIZERS)
         assert {t["lr_scheduler_type"] for t in mine} == set(SCHEDULES)
-    assert set(SCHEDULES) == set(check_rates.SETTINGS)
+    assert set(SCHEDULES) == set(rates.SETTINGS)
     assert "adamw_torch_fused" in OPTIMIZERS
 
 

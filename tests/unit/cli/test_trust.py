@@ -16,7 +16,8 @@ import pytest
 
 from orchestrator.cli.commands.submit import settings_of
 from orchestrator.clock import SystemClock, iso
-from orchestrator.config.site import SiteConfig, parse_site
+from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.reading.site import parse_site
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionRecord

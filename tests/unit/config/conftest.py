@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.config.faults import JobFaults
 from orchestrator.config.load import load_job, resolve_file
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import JobFileError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.duration import parse_duration
 from orchestrator.config.load import load_job
-from orchestrator.config.resolve import config_digest
+from orchestrator.config.resolving.job import config_digest
+from orchestrator.config.values.duration import parse_duration
 from orchestrator.contract.jsonio import canonical, from_json, loads, to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import init_text, json_schema
 from orchestrator.config.load import load_job, parse_job
-from orchestrator.config.yamlpos import parse
+from orchestrator.config.reading.document import parse
+from orchestrator.config.schema import json_schema
+from orchestrator.config.starter import init_text
 from orchestrator.contract.jsonio import canonical
 from tests.unit.config.conftest import JOB, Folder
 

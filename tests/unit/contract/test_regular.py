@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_job
-from orchestrator.config.site import load_site
+from orchestrator.config.reading.site import load_site
 from orchestrator.contract.regular import open_regular, read_regular
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import CheckpointError, JobFileError, StorageError, UserError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.site import SiteConfig, parse_site
+from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.reading.site import parse_site
 from orchestrator.operations import site_templates as templates
 from orchestrator.operations.site_templates import check_template, sample_values, site_template
 from orchestrator.templates.check import Shape, check

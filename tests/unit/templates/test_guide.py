@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.cli.main import cli
 from orchestrator.config.load import load_site, parse_job, resolve_loaded
-from orchestrator.config.site import SiteConfig
-from orchestrator.config.site_slurm import Container, GpuType, Limit, Partition, SlurmSite
+from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.models.site_slurm import Container, GpuType, Limit, Partition, SlurmSite
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.operations import site_templates as templates
 from orchestrator.operations.site_templates import check_template, sample_values, site_template

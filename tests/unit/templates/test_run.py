@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_site
-from orchestrator.config.site import SiteConfig
+from orchestrator.config.models.site import SiteConfig
 from orchestrator.errors import UserError
 from orchestrator.operations import rehearsal
 from orchestrator.operations import site_templates as templates

@@ -1,0 +1,1 @@
+"""The arguments of libraries that a job file may give, known without importing the libraries."""

@@ -1,0 +1,1 @@
+"""What may not stand together in a job file, or is dangerous."""

@@ -1,0 +1,1 @@
+"""What the files hold: pydantic models of the job file and the site's file."""
