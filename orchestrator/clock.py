@@ -33,26 +33,6 @@ class SystemClock:
         time.sleep(max(0.0, seconds))
 
 
-class FakeClock:
-    """A clock that tests move by hand; `sleep` moves it too."""
-
-    def __init__(self, start: float = 1_700_000_000.0) -> None:
-        self._now = start
-
-    def now(self) -> float:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += max(0.0, seconds)
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock forward by `seconds`."""
-        self._now += seconds
-
-
 def iso(seconds: float) -> str:
     """UTC time as ISO 8601 with milliseconds and a Z, as all our files carry it."""
     stamp = datetime.fromtimestamp(seconds, UTC)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from orchestrator.clock import FakeClock
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
+from tests.harness.clock import FakeClock
 from tests.harness.weed import Weed, missing
 
 # Before any test imports it: its assertions then say what differs.

@@ -9,16 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Locks held by this process, and the GPUs they stand for (empty: CPU)."""
-
-    gpus: tuple[int, ...]
-    fds: tuple[int, ...]
 
 
 def visible_gpus(proc_root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[int, ...]:
@@ -30,10 +21,11 @@ def visible_gpus(proc_root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[in
     return tuple(int(n) for n in restricted.split(",") if n.strip().isdecimal())[:count]
 
 
-def acquire(folder: Path, gpus: Sequence[int], wanted: int, seats: int) -> Lease | None:
+def acquire(folder: Path, gpus: Sequence[int], wanted: int, seats: int) -> tuple[int, ...] | None:
     """Lock `wanted` GPUs, or a seat where there are no GPUs; None if too few are free now.
 
-    Takes all or nothing, so that two waiting runs cannot block each other.
+    Returns the GPUs' numbers, none for a seat; the locks last as long as this process. Takes
+    all or nothing, so that two waiting runs cannot block each other.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = [f"gpu-{n}" for n in gpus] if gpus else [f"seat-{n}" for n in range(seats)]
@@ -48,8 +40,7 @@ def acquire(folder: Path, gpus: Sequence[int], wanted: int, seats: int) -> Lease
             continue
         held.append((index, fd))
         if len(held) == needed:
-            chosen = tuple(gpus[i] for i, _ in held) if gpus else ()
-            return Lease(chosen, tuple(fd for _, fd in held))
+            return tuple(gpus[i] for i, _ in held) if gpus else ()
     for _, fd in held:
         os.close(fd)
     return None

@@ -101,13 +101,13 @@ class Supervisor:
         return code
 
     def _live(self) -> int:
-        lease = self._wait_for_devices()
-        if lease is None:
+        gpus = self._wait_for_devices()
+        if gpus is None:
             return ExitCode.PREEMPTED_NOTHING_NEW
         self._start_helper()
         # Ranks may be killed at any moment: what they leave on this node's disk is the agent's.
         with scratch.folder(self._spec.run_id) as place:
-            self._start_ranks(lease.gpus, str(place))
+            self._start_ranks(gpus, str(place))
             threading.Thread(
                 target=scratch.collect, args=(self._spec.scratch_dir,), daemon=True
             ).start()
@@ -155,20 +155,20 @@ class Supervisor:
 
     # --- starting
 
-    def _wait_for_devices(self) -> devices.Lease | None:
+    def _wait_for_devices(self) -> tuple[int, ...] | None:
         if self._spec.devices_dir is None:
-            return devices.Lease((), ())
+            return ()
         gpus = devices.visible_gpus()
         waiting = False
         while self._notice is None:
-            lease = devices.acquire(
+            taken = devices.acquire(
                 Path(self._spec.devices_dir),
                 gpus,
                 self._spec.gpus_per_node,
                 self._spec.max_parallel_runs,
             )
-            if lease is not None:
-                return lease
+            if taken is not None:
+                return taken
             if not waiting:
                 waiting = True
                 self._say_state("queued")

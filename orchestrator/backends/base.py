@@ -21,14 +21,8 @@ class Capabilities:
 
     requeues_itself: bool
     """Starts a preempted job again without being asked."""
-    keeps_id: bool
-    """A requeued job keeps its id."""
-    delivers_usr1: bool
-    multi_node: bool
     free_to_ask: bool = False
     """Observing costs nothing, so that `status` may do it at every call."""
-    grace_s: float | None = None
-    """Seconds between notice and kill, where the backend decides them."""
     backoff_base_s: float = 60.0
     """First waiting time after a failure."""
     poll_s: float = 0.25

@@ -92,7 +92,6 @@ checkpoint:
 
 preemption:
   grace_s: 60                   # seconds from the notice to the kill
-  # signals: [SIGTERM, SIGUSR1, SIGUSR2]
   # max_failures_without_progress: 3
 
 # resume:

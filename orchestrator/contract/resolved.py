@@ -82,7 +82,6 @@ class PreemptionSpec:
 
     grace_s: float
     """Seconds from the notice to the kill."""
-    signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1", "SIGUSR2")
     max_failures_without_progress: int = 3
 
 

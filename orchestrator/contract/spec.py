@@ -23,7 +23,6 @@ class TrainSpec:
     nodes: int
     gpus_per_node: int
     grace_s: float
-    signals: tuple[str, ...]
     python: str
     """Interpreter of helper and ranks."""
     trainer_module: str = "trainer"
@@ -47,6 +46,8 @@ class TrainSpec:
     """Fields of the resume contract that may differ in this submission."""
     resolved: str = "resolved.json"
     """The resolved job of this submission, relative to the run directory."""
+    signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+    """What counts as a notice. Never read; agents of early versions want it to be there."""
     schema: int = 1
 
     @property

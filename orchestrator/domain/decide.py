@@ -46,7 +46,6 @@ FREE = (ExitCode.PREEMPTED, ExitCode.PREEMPTED_NOTHING_NEW, ExitCode.NOT_OWNER)
 STORAGE_WAIT_S, STORAGE_CAP_S = 10.0, 300.0
 """Between two tries of a storage that takes no writes: at first, and at most."""
 DAMAGE = ("damaged", "log-damaged")
-HOLDING_REASONS = ("contract", "checkpoint")
 ROOM_CAP_S = 300.0
 """Longest back-off of a job that waits for room."""
 
@@ -250,7 +249,7 @@ def _refused(facts: RunFacts, verdict: Verdict) -> Decision:
         return Hold(verdict.reason, verdict.message, command="repair")
     if verdict.reason == "version":
         return Hold(verdict.reason, verdict.message)
-    if verdict.reason not in HOLDING_REASONS:
+    if verdict.reason not in ("contract", "checkpoint"):
         return Fail(verdict.reason, verdict.message)
     flags = tuple(dict.fromkeys(re.findall(r"--allow-change ([\w.*-]+)", verdict.message)))
     if verdict.reason == "contract" and flags:

@@ -31,7 +31,6 @@ class State(StrEnum):
 
 
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-LIVE = frozenset(State) - FINAL - {State.HELD}
 
 
 def state_of(facts: RunFacts, decision: Decision, phase: str | None) -> State:

@@ -147,7 +147,6 @@ def _changed_spec(run: Run, spec: TrainSpec, job: ResolvedJob) -> TrainSpec:
         nodes=job.resources.nodes,
         gpus_per_node=job.resources.gpus_per_node,
         grace_s=job.preemption.grace_s,
-        signals=job.preemption.signals,
         python=job.python or spec.python,
         env=dict(job.env),
     )

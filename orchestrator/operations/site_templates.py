@@ -64,7 +64,6 @@ def sample_values(site: SiteConfig, nodes: int, gpus: int) -> Mapping[str, objec
         nodes=nodes,
         gpus_per_node=gpus,
         grace_s=job.preemption.grace_s,
-        signals=job.preemption.signals,
         python=job.python or "/usr/bin/python3",
         env=dict(job.env),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import sys
 import time
@@ -75,7 +74,6 @@ def make_spec(
         nodes=job.resources.nodes,
         gpus_per_node=job.resources.gpus_per_node,
         grace_s=job.preemption.grace_s,
-        signals=job.preemption.signals,
         python=job.python or sys.executable,
         trainer_module=os.environ.get(TRAINER_MODULE, "trainer"),
         env=dict(job.env),
@@ -282,15 +280,3 @@ def write_secrets(state_dir: Path, run_id: str, values: Mapping[str, str]) -> No
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise faults.of_files(state_dir, fault) from fault
-
-
-def next_spec(spec: TrainSpec, number: int, **changes: object) -> TrainSpec:
-    """The spec of a later submission of the same run: same shape, another number."""
-    return replace(spec, submission=number, **changes)  # type: ignore[arg-type]
-
-
-def valid_checkpoint_ref(ref: str) -> bool:
-    """True for `attempts/000001/checkpoints/checkpoint-20` and absolute paths."""
-    return ref.startswith("/") or bool(
-        re.match(r"^attempts/\d+/checkpoints/checkpoint-\d+(\.\d+)?$", ref)
-    )

@@ -55,14 +55,6 @@ def hash_bytes(data: bytes) -> str:
     return f"blake3:{blake3(data).hexdigest()}"
 
 
-def hash_chunks(chunks: Iterable[bytes | memoryview]) -> ContentHash:
-    """Hash of a whole stream."""
-    content = ContentHash()
-    for chunk in chunks:
-        content.update(chunk)
-    return content
-
-
 def sha256(data: bytes | Iterable[memoryview]) -> str:
     """SHA-256 (hex), for what people compare with other tools; of bytes or of a stream."""
     total = hashlib.sha256()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import Assignment, StartFrom, StartPoint
@@ -24,6 +23,7 @@ from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
+from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
 from tests.unit.storage import fakes
 from trainer.checkpoint.assemble import Assembler

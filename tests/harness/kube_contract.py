@@ -65,7 +65,6 @@ def make_spec(job: ResolvedJob, run_id: str, secrets: Path | None = None) -> Tra
         nodes=job.resources.nodes,
         gpus_per_node=job.resources.gpus_per_node,
         grace_s=job.preemption.grace_s,
-        signals=job.preemption.signals,
         python="/submitter/python",
         env=dict(job.env),
         secrets_file=str(secrets) if secrets else None,

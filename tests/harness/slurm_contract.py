@@ -51,7 +51,6 @@ class SlurmContract:
             nodes=1,
             gpus_per_node=1,
             grace_s=5.0,
-            signals=(),
             python="python3",
         )
         submission = Submission(number=1, spec=spec, text=text)

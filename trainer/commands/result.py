@@ -4,17 +4,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import set_seed
 
 from orchestrator.contract.resolved import ResolvedJob
 from trainer.base_model.modeling import Loaded, load_model
 from trainer.checkpoint import restore
-from trainer.checkpoint.saving import ADAPTER
 from trainer.vision_language.families.processor import Encoded, VisionChatProcessor
 
 
@@ -28,12 +25,6 @@ def load_trained(job: ResolvedJob, adapter: str, device: torch.device) -> Loaded
     restore.load_weights_only(loaded.model, adapter)
     loaded.model.eval()
     return loaded
-
-
-def adapter_tensors(adapter: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by name."""
-    found: dict[str, torch.Tensor] = load_file(str(Path(adapter) / ADAPTER))
-    return found
 
 
 def model_inputs(

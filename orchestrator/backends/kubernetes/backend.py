@@ -36,9 +36,6 @@ from orchestrator.errors import Full, InternalError, QvlError, Unreachable, User
 TEMPLATE = "job.yaml.j2"
 CAPABILITIES = Capabilities(
     requeues_itself=False,
-    keeps_id=False,
-    delivers_usr1=False,
-    multi_node=True,
     starts_once=True,
     backoff_base_s=10.0,
     poll_s=1.0,

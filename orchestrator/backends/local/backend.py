@@ -23,9 +23,6 @@ from orchestrator.errors import InternalError, UserError
 
 CAPABILITIES = Capabilities(
     requeues_itself=False,
-    keeps_id=False,
-    delivers_usr1=True,
-    multi_node=False,
     free_to_ask=True,
     backoff_base_s=2.0,
 )

@@ -95,6 +95,8 @@ def read_job(
 
     site = load_site(site_file)
     loaded = load_job(path, overrides)
+    for field, what in loaded.spec.without_effect():
+        note(f"{path}: {field} has no effect and can be removed: {what}")
     resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
     return resolved, loaded.text, settings_of(site)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -15,10 +15,8 @@ from orchestrator.config.models.fields import (
     Positive,
     Section,
     Text,
-    as_tuple,
     bundle,
     refuse,
-    unique,
 )
 from orchestrator.config.models.slurm import SlurmSection
 from orchestrator.config.values.duration import parse_duration
@@ -30,8 +28,6 @@ QLORA: Mapping[str, Any] = {
     "bnb_4bit_compute_dtype": "bfloat16",
 }
 """The quantization of a job that says nothing about it: that of the Q-LoRA paper."""
-Signal = Literal["SIGTERM", "SIGUSR1", "SIGUSR2"]
-SIGNALS: tuple[Signal, ...] = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 NAME_RULE = "1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit"
 
 _MAY_BE_EMPTY = frozenset(
@@ -193,12 +189,11 @@ class PreemptionSection(Section):
     grace_s: Annotated[float, Field(gt=0, le=86400)] = Field(
         default=60.0, description="Seconds from the notice to the kill."
     )
-    signals: Annotated[
-        tuple[Signal, ...],
-        BeforeValidator(as_tuple),
-        AfterValidator(unique),
-        Field(min_length=1),
-    ] = Field(default=SIGNALS, description="Signals that are taken as a notice.")
+    signals: Any = Field(
+        default=None,
+        deprecated=True,
+        description="SIGTERM, SIGUSR1 and SIGUSR2 are each taken as a notice.",
+    )
     max_failures_without_progress: Positive = Field(
         default=3,
         description="Failures in a row without a new checkpoint before the run is given up.",
@@ -277,6 +272,16 @@ class JobSpec(Section):
     max_length: Positive | None = Field(
         default=None, description="Tokens of the longest sample; null = the model's limit."
     )
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Fields of earlier versions that the file still gives, and what holds instead."""
+        for block in type(self).model_fields:
+            section = getattr(self, block)
+            if isinstance(section, Section):
+                for name in section.model_fields_set:
+                    info = type(section).model_fields[name]
+                    if info.deprecated:
+                        yield f"{block}.{name}", info.description or ""
 
     @model_validator(mode="before")
     @classmethod

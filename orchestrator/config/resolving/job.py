@@ -92,7 +92,6 @@ def resolve(
         checkpoint=_checkpoint(job, base_dir, site),
         preemption=PreemptionSpec(
             grace_s=slurm.grace_s,
-            signals=tuple(job.preemption.signals),
             max_failures_without_progress=job.preemption.max_failures_without_progress,
         ),
         batch=batch_plan(job),

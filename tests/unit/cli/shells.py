@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main as entry
-from orchestrator.clock import FakeClock, SystemClock, iso
+from orchestrator.clock import SystemClock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
 from orchestrator.contract.jsonio import pretty, to_json
@@ -28,6 +28,7 @@ from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
+from tests.harness.clock import FakeClock
 from tests.harness.runs import Bench
 
 RUN = "fake-261124-abc123"

@@ -100,6 +100,11 @@ def test_submit_says_where_the_run_is_and_what_to_do_next(
         assert f"qvl-orchestrate {command} {run_id}\n" in text
 
 
+def test_a_field_that_lost_its_effect_is_named_and_stops_nobody(desk: Desk) -> None:
+    desk("submit", str(desk.job), "--dry-run", "--set", "preemption.signals=[SIGTERM]")
+    assert f"{desk.job}: preemption.signals has no effect and can be removed" in desk.err
+
+
 def test_failure_gives_code_1_and_the_reason(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QVL_FAKE_CRASH_AT", "2:0")
     out = desk("submit", str(desk.job), "--set", "resources.gpus_per_node=1", "--wait", code=1)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.services import tool
-from orchestrator.clock import FakeClock, SystemClock
+from orchestrator.clock import SystemClock
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.controller import loop, rows
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import Fail
 from orchestrator.errors import UserError
 from orchestrator.operations import preflight
+from tests.harness.clock import FakeClock
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import JOB, Desk
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from orchestrator.clock import FakeClock, SystemClock, iso, parse_iso
+from orchestrator.clock import SystemClock, iso, parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event, StepMetrics
 from orchestrator.contract.jsonio import (
@@ -24,6 +24,7 @@ from orchestrator.contract.records import StopRecord, VerdictRecord
 from orchestrator.contract.resolved import Resources
 from orchestrator.contract.spec import StartFrom
 from orchestrator.contract.wire import MAX_LINE, LineBuffer, attach, encode
+from tests.harness.clock import FakeClock
 
 
 def test_canonical_is_the_same_for_equal_values() -> None:

@@ -16,7 +16,6 @@ import pytest
 
 from orchestrator.backends.base import JobRef, Observation, Submission
 from orchestrator.backends.local.backend import CAPABILITIES
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import LeaseRecord, SubmissionId
 from orchestrator.controller import __main__ as entry
@@ -28,6 +27,7 @@ from orchestrator.controller.trouble import LONGEST_S, Trouble
 from orchestrator.errors import NoSuchRun, QvlError, RecordDamaged, StorageError, UserError
 from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import Refused
+from tests.harness.clock import FakeClock
 from tests.harness.faulty import Faulty, until
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Built

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.domain.decide import Cancel, Decision, Fail, Finish, Hold, Requeue, Stop, Wait
 from orchestrator.domain.facts import AttemptFacts, RunFacts
-from orchestrator.domain.states import FINAL, LIVE, State, state_of
+from orchestrator.domain.states import State, state_of
 from orchestrator.domain.verdict import Verdict
 
 ALIVE = AttemptFacts(number=1, submission=1)
@@ -60,8 +60,3 @@ def test_rows(row: tuple[str, RunFacts, Decision, str | None, State]) -> None:
 
 def test_every_state_is_reached() -> None:
     assert {row[-1] for row in ROWS} == set(State)
-
-
-def test_final_and_live_are_apart() -> None:
-    assert set(State) == FINAL | LIVE | {State.HELD}
-    assert not FINAL & LIVE

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.storage.memory import MemoryStorage
+from tests.harness.clock import FakeClock
 from tests.unit.helper.sites import Site
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.agent.identity import Identity
-from orchestrator.clock import FakeClock
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ArrivalRecord, SubmissionRecord, VerdictRecord
 from orchestrator.contract.resolved import (
@@ -23,6 +22,7 @@ from orchestrator.helper.claim import Claimed, Claimer
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
+from tests.harness.clock import FakeClock
 
 PLAN = BatchPlan(micro=4, accumulation=3, world_size=2)
 JOB = ResolvedJob(
@@ -48,7 +48,6 @@ SPEC = TrainSpec(
     nodes=1,
     gpus_per_node=2,
     grace_s=60.0,
-    signals=("SIGTERM",),
     python="python",
     node_lost_s=5.0,
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import ArrivalRecord, Done
@@ -26,6 +25,7 @@ from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
+from tests.harness.clock import FakeClock
 from tests.unit.helper.sites import JOB, PLAN, Site
 from tests.unit.storage import fakes
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from orchestrator.agent.identity import Identity
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.wire import LineBuffer
 from orchestrator.errors import StorageError
@@ -20,6 +19,7 @@ from orchestrator.helper.patient import START_S
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import read_events
+from tests.harness.clock import FakeClock
 from tests.harness.faulty import Faulty, until
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Built

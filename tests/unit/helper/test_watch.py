@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import StopRecord, VerdictRecord
 from orchestrator.errors import StorageError
 from orchestrator.helper.watch import StopWanted, Watcher
 from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
+from tests.harness.clock import FakeClock
 
 STOP = StopRecord(attempt=1, slot=1, index=1, reason="SIGTERM", seconds_left=42.0)
 LOST = StopWanted("peer-lost: node 1", 60.0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
 from orchestrator.contract.jsonio import canonical, from_json, loads
@@ -21,6 +20,7 @@ from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import LogView, RunLog
 from orchestrator.run_directory.segments import read_lines, read_segments
 from orchestrator.storage.memory import MemoryStorage
+from tests.harness.clock import FakeClock
 from tests.unit.storage import fakes
 from tests.unit.storage.test_create_only_records import SUBMISSION
 

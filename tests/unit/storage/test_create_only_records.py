@@ -29,7 +29,6 @@ SPEC = TrainSpec(
     nodes=1,
     gpus_per_node=2,
     grace_s=60.0,
-    signals=("SIGTERM",),
     python="python",
 )
 SUBMISSION = SubmissionRecord(number=1, key="k", token="t", spec=SPEC, start=StartFrom())

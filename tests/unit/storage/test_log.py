@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, digest, to_json
 from orchestrator.contract.records import (
@@ -31,6 +30,7 @@ from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Storage, Taken
+from tests.harness.clock import FakeClock
 from tests.unit.storage import fakes
 
 BODIES: dict[RecordKind, Any] = {

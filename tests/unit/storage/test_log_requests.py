@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord, encode_record
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
@@ -15,6 +14,7 @@ from orchestrator.run_directory.runlog import COPY_EVERY, RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Storage
+from tests.harness.clock import FakeClock
 from tests.harness.faulty import Faulty
 
 LONG = 1500

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical, pretty, to_json
 from orchestrator.contract.records import (
@@ -25,6 +24,7 @@ from orchestrator.controller import lease
 from orchestrator.errors import NewerVersion, RecordDamaged
 from orchestrator.run_directory import attempts, records
 from orchestrator.storage.memory import MemoryStorage
+from tests.harness.clock import FakeClock
 from tests.unit.helper.sites import JOB
 from tests.unit.storage.test_create_only_records import CLAIM, SLOT, STOP, SUBMISSION, VERDICT
 

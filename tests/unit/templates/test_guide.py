@@ -69,7 +69,7 @@ def batch_file(folder: Folder, example: str, *overrides: str) -> str:
     job = resolve_loaded(parse_job(text, folder.job, ["backend=slurm", *overrides]), site)
     spec = TrainSpec(
         run_id="r", storage="/s", submission=1, backend="slurm", nodes=job.resources.nodes,
-        gpus_per_node=job.resources.gpus_per_node, grace_s=job.preemption.grace_s, signals=(),
+        gpus_per_node=job.resources.gpus_per_node, grace_s=job.preemption.grace_s,
         python=job.python or "/usr/bin/python3",
     )  # fmt: skip
     values = templates.template_values(job, spec)

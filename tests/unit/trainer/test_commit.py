@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clock import FakeClock
 from orchestrator.contract import layout
 from orchestrator.contract.spec import Assignment, StartPoint
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError
@@ -14,6 +13,7 @@ from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
+from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.commit import Committer

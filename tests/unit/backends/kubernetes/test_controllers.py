@@ -14,7 +14,7 @@ import pytest
 from orchestrator.backends.kubernetes.api import ServerApi
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.cli.services.follow import leave_controller
-from orchestrator.clock import FakeClock, SystemClock
+from orchestrator.clock import SystemClock
 from orchestrator.contract.resolved import Resources
 from orchestrator.controller import loop
 from orchestrator.controller.loop import Rounds
@@ -24,6 +24,7 @@ from orchestrator.operations import status
 from orchestrator.registry.store import Registry
 from orchestrator.run_directory import attempts
 from orchestrator.storage.posix import PosixStorage
+from tests.harness.clock import FakeClock
 from tests.harness.fake_kube import FakeKube, Fault
 from tests.harness.kube_runs import run_events
 from tests.harness.runs import Bench, Driven

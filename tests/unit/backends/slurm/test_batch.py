@@ -55,7 +55,6 @@ def spec(made: ResolvedJob, **changes: Any) -> TrainSpec:
             nodes=made.resources.nodes,
             gpus_per_node=made.resources.gpus_per_node,
             grace_s=60.0,
-            signals=("SIGTERM",),
             python="/opt/env/bin/python",
             env=dict(made.env),
         ),

@@ -18,7 +18,6 @@ SPEC = TrainSpec(
     nodes=2,
     gpus_per_node=1,
     grace_s=5.0,
-    signals=("SIGTERM",),
     python="python3",
 )
 
