@@ -19,16 +19,16 @@ def test_a_gang_waits_for_room_as_long_as_it_takes(
     """The pod that finds room holds it for a while, gives it back, and comes again; nothing of
     that is an attempt, and it takes no new submission.
     """
-    monkeypatch.setattr(reading, "ROOM_S", 2.0)
+    monkeypatch.setattr(reading, "ROOM_S", 8.0)
     takers = bench.leave_room(1)
     run = bench.submit(bench.job(nodes=2))
-    run.drive(lambda _: bool(bench.cluster.running(run.run.run_id)))
-    waiting = run.drive(lambda s: "pods: no node has room" in (s.row["message"] or ""))
-    assert waiting.row["message"].startswith("waits for 1 of 2 pods: no node has room: 0/2")
+    wanted = "waits for 1 of 2 pods: no node has room: 0/2"
+    run.drive(lambda s: (s.row["message"] or "").startswith(wanted))
     run.drive(lambda s: s.row["reason"] == "no room")
     bench.cluster.wait(lambda: not bench.cluster.running(run.run.run_id))
     assert run.look().state == "QUEUED"
     assert run.look().row["message"].startswith("waits for 1 of 2 pods: no node has room")
+    monkeypatch.setattr(reading, "ROOM_S", 2.0)
     run.hurry()
     run.drive(lambda _: len(run_events(run, "given_back")) >= 12, seconds=240.0)
     assert attempts.read_claims(run.storage) == []

@@ -70,7 +70,7 @@ def tried_controller(job: ResolvedJob) -> dict[str, Any]:
 def test_examples(bench: KubeBench, path: Path) -> None:
     job = resolve_file(path, (f"kubernetes.namespace={NAMESPACE}",), SiteConfig())
     pod = tried(job)["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] == 25
+    assert pod["terminationGracePeriodSeconds"] == job.preemption.grace_s > 0
     limits = pod["containers"][0]["resources"]["limits"]
     assert (limits["nvidia.com/gpu"], limits["memory"]) == ("4", "256Gi")
     tried_controller(job)
