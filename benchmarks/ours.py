@@ -28,13 +28,13 @@ from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage import posix
 from orchestrator.storage.opening import open_storage
 from trainer.base_model.watch import BaseWatch
-from trainer.checkpoint import engine, restore, saving
+from trainer.checkpoint import engine, restore, state
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.ledger import Ledger
-from trainer.checkpoint.parts import Committed, Places
-from trainer.checkpoint.saving import Saver
+from trainer.checkpoint.coordinator import CheckpointCoordinator
+from trainer.checkpoint.shards import Committed, Places
+from trainer.checkpoint.state import Saver
 from trainer.checkpoint.votes import Votes
 from trainer.collectives.group import Solo
 from trainer.process.notice import NoticeBoard, watch_signals
@@ -46,7 +46,7 @@ MICRO_BATCH_S = 0.001
 
 
 class QuietRank:
-    """What the ledger tells its agent goes nowhere."""
+    """What the coordinator tells its agent goes nowhere."""
 
     def __init__(self) -> None:
         self.board = NoticeBoard()
@@ -158,11 +158,11 @@ class Workplace:
             raise RuntimeError(f"a staged save ended with {outcome or report}")
 
     def notice(self) -> float:
-        """Seconds from the signal to the way out, the step committed; by the real ledger."""
+        """Seconds from the signal to the way out, the step committed; by the real coordinator."""
         self._step += 1
         self._rank.board = NoticeBoard()
         spec = self._job.job.checkpoint
-        ledger = Ledger(
+        coordinator = CheckpointCoordinator(
             self._rank,  # type: ignore[arg-type]
             self._group,
             Votes(self._group, self._rank.board, spec, self.background),
@@ -175,13 +175,13 @@ class Workplace:
             manifest=None,
             save_seconds=1.0,
         )
-        ledger.vote()
+        coordinator.vote()
         started = time.perf_counter()
         os.kill(os.getpid(), NOTICE)
         try:
-            while not ledger.vote().stop:
+            while not coordinator.vote().stop:
                 time.sleep(MICRO_BATCH_S)
-            ledger.stop(self._step)
+            coordinator.stop(self._step)
         except Leave as leave:
             if leave.ending.code != 75:
                 raise RuntimeError(leave.ending.message) from None
@@ -257,7 +257,7 @@ def unhashed() -> Iterator[None]:
     nothing = "blake3:" + "0" * 64
     with ExitStack() as stack:
         stack.enter_context(unhashed_files())
-        stack.enter_context(mock.patch.object(saving, "tensors_digest", return_value=nothing))
-        stack.enter_context(mock.patch.object(saving, "sha256", return_value="0" * 64))
+        stack.enter_context(mock.patch.object(state, "tensors_digest", return_value=nothing))
+        stack.enter_context(mock.patch.object(state, "sha256", return_value="0" * 64))
         stack.enter_context(mock.patch.object(engine, "digest_of", return_value=nothing))
         yield

@@ -45,7 +45,7 @@ MODULES = "modules.json"
 REPLACED = "data/replaced/"
 MANIFEST = "manifest.json"
 DAMAGED = "damaged/"
-PARTS = "parts/"
+SHARDS = "parts/"
 BASE_CACHE = "cache/base-files.json"
 
 RESERVE = "reserve/"
@@ -146,8 +146,8 @@ def salvage_note(attempt: int) -> str:
     return f"{salvage_dir(attempt)}/salvage.json"
 
 
-def part(rank: int) -> str:
-    """A rank's part manifest, relative to the checkpoint's directory."""
+def shard(rank: int) -> str:
+    """The manifest of a rank's shard, relative to the checkpoint's directory."""
     return f"parts/{rank}.json"
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: one part a rank, one manifest a checkpoint."""
+"""What a checkpoint says of itself: one shard a rank, one manifest a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartManifest:
+class ShardManifest:
     """What one rank wrote."""
 
     rank: int

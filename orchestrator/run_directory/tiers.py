@@ -59,7 +59,7 @@ def upload(tier: LocalTier, durable: Storage, record: LogRecord) -> int:
     manifest = checkpoints.read_manifest(tier.storage, body.directory, body.manifest_hash)
     for entry in manifest.files:
         _copy(tier.storage, durable, f"{body.directory}/{entry.path}", entry)
-    for part in tier.storage.list(f"{body.directory}/{layout.PARTS}"):
+    for part in tier.storage.list(f"{body.directory}/{layout.SHARDS}"):
         durable.put(part.path, tier.storage.get(part.path))
     name = f"{body.directory}/{layout.MANIFEST}"
     durable.put(name, tier.storage.get(name))

@@ -9,7 +9,7 @@ from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
 from tests.faults import scene
-from trainer.checkpoint.parts import Committed, Digests, Head, PartWriter
+from trainer.checkpoint.shards import Committed, Digests, Head, ShardWriter
 
 STEPS = (10, 20)
 
@@ -40,7 +40,7 @@ def _commit(storage: PosixStorage, root: Path, files: Path, step: int) -> None:
     directory, parts = layout.checkpoint_dir(1, step), []
     names = sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_file())
     for rank in range(2):
-        writer = PartWriter(storage, directory)
+        writer = ShardWriter(storage, directory)
         for name in names[rank::2]:
             writer.put(name, (files / name).read_bytes())
         parts.append(writer.finish(rank, Digests(state="s", rng="r")))

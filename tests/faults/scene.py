@@ -27,7 +27,7 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
 from tests.unit.storage import fakes
 from trainer.checkpoint.assemble import Assembler
-from trainer.checkpoint.parts import Committed, Digests, Failed, Head, PartWriter
+from trainer.checkpoint.shards import Committed, Digests, Failed, Head, ShardWriter
 
 RANKS = 2
 FACTS = {"world.nodes": 1}
@@ -65,7 +65,7 @@ def save(root: Path, attempt: int, step: int) -> Committed:
     directory = layout.checkpoint_dir(attempt, step)
     parts = []
     for rank in range(RANKS):
-        writer = PartWriter(storage, directory)
+        writer = ShardWriter(storage, directory)
         for name in sorted(files)[rank::RANKS]:
             writer.put(name, files[name])
         parts.append(writer.finish(rank, Digests(state="s", rng="r")))

@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.errors import QvlError
 from orchestrator.run_directory import checkpoints
 from tests.faults import scene
-from trainer.checkpoint import parts
+from trainer.checkpoint import shards
 
 PR_SET_PTRACER, ANYBODY = 0x59616D61, -1
 UNEXPECTED = 99
@@ -84,6 +84,6 @@ def _child(link: socket.socket, work: str, root: str) -> int:
 
 
 if __name__ == "__main__":
-    for module in (checkpoints, parts):
+    for module in (checkpoints, shards):
         module.ThreadPoolExecutor = OneByOne  # type: ignore[attr-defined]
     serve(socket.socket(fileno=int(sys.argv[1])))

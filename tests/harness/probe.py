@@ -106,7 +106,7 @@ class ProbedWork(TrainingWork):
     def prepare(self, rank: Rank) -> None:
         super().prepare(rank)
         from tests.harness import restored
-        from trainer.checkpoint import saving
+        from trainer.checkpoint import state
         from trainer.loop import training as loop
 
         self._prober = prober = Prober.from_environment(rank)
@@ -123,7 +123,7 @@ class ProbedWork(TrainingWork):
             "training_step",
             lambda t, *_: prober.hit("micro", t.state.global_step, t._micro),
         )
-        before(saving.Saver, "_files", lambda s, *_: at("save")(s._trainer))
+        before(state.Saver, "_files", lambda s, *_: at("save")(s._trainer))
         if "QVL_PROBE_OUT" in os.environ:
             restored.watch(rank, Path(os.environ["QVL_PROBE_OUT"]))
 

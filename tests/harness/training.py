@@ -221,7 +221,7 @@ class TrainingRun(Driven):
 
 def listed_otherwise(path: str) -> bool:
     """Compared by content, or only a list of other files with their hashes."""
-    return path == TRAINER_STATE or path.startswith(layout.PARTS)
+    return path == TRAINER_STATE or path.startswith(layout.SHARDS)
 
 
 def assert_same_training(run: TrainingRun, straight: TrainingRun, *, killed: bool = False) -> None:

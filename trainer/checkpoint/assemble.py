@@ -1,7 +1,7 @@
-"""From the parts of all ranks to one committed checkpoint, and to the done record.
+"""From the shards of all ranks to one committed checkpoint, and to the done record.
 
 The work of rank 0 alone, in its own process or in its saver's: the manifest is written when
-every part is durable, and the commit record after it.
+every shard is durable, and the commit record after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.clock import Clock, SystemClock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import Json, from_json, to_json
-from orchestrator.contract.manifest import CheckpointManifest, FileEntry, PartManifest
+from orchestrator.contract.manifest import CheckpointManifest, FileEntry, ShardManifest
 from orchestrator.contract.records import Done, LogRecord, encode_record
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, LogDamaged, NotOwner, StorageError
@@ -23,7 +23,7 @@ from orchestrator.run_directory.tiers import LocalTier, upload
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.protocol import Storage
 from trainer.checkpoint.compact import excess
-from trainer.checkpoint.parts import Committed, Failed, Head, failed, part_bytes
+from trainer.checkpoint.shards import Committed, Failed, Head, failed, shard_bytes
 from trainer.process.outcome import BaseChanged
 
 _APPEND_TRIES = 4
@@ -52,7 +52,7 @@ class Assembler:
     def commit(
         self,
         directory: str,
-        parts: Sequence[PartManifest],
+        shards: Sequence[ShardManifest],
         head: Head,
         tier: LocalTier | None = None,
     ) -> Committed | Failed:
@@ -62,8 +62,8 @@ class Assembler:
 
         Raises NotOwner, LogDamaged, BaseChanged and ContractRefused.
         """
-        base = self._check_base(parts)
-        manifest = self._manifest(parts, head, base)
+        base = self._check_base(shards)
+        manifest = self._manifest(shards, head, base)
         place = self._storage if tier is None else tier.storage
         node = None if tier is None else tier.node
         try:
@@ -85,7 +85,7 @@ class Assembler:
             )
         except StorageError as fault:
             return failed(fault, uncertain=not self._surely_absent(token))
-        oversize = excess(manifest.files, head.needed_bytes, len(parts))
+        oversize = excess(manifest.files, head.needed_bytes, len(shards))
         return replace(_committed(record), oversize=oversize)
 
     def find(self, step: int) -> Committed | None:
@@ -124,7 +124,7 @@ class Assembler:
         self._storage.put(layout.DONE, encode_record(record))
 
     def _manifest(
-        self, parts: Sequence[PartManifest], head: Head, base: str | None
+        self, shards: Sequence[ShardManifest], head: Head, base: str | None
     ) -> CheckpointManifest:
         job = self._job.job
         facts = {**self._job.facts, **self._base_facts}
@@ -142,25 +142,25 @@ class Assembler:
             plan=self._job.plan,
             trigger=head.trigger,
             created_at=iso(self._clock.now()),
-            files=tuple(f for part in parts for f in (*part.files, _part_file(part))),
+            files=tuple(f for shard in shards for f in (*shard.files, _shard_file(shard))),
             learning_rate_hex=head.learning_rate_hex,
             adapter_digest=head.adapter_digest,
             adapter_sha256=head.adapter_sha256,
-            rank_digests=tuple(p.state_digest for p in parts),
-            rng_digests=tuple(p.rng_digest for p in parts),
+            rank_digests=tuple(p.state_digest for p in shards),
+            rng_digests=tuple(p.rng_digest for p in shards),
             pending_eval=head.pending_eval,
             facts=facts,
         )
 
-    def _check_base(self, parts: Sequence[PartManifest]) -> str | None:
+    def _check_base(self, shards: Sequence[ShardManifest]) -> str | None:
         """The base model's digest, equal on all nodes, at both times and to the recorded one."""
-        known = [p.base for p in parts if p.base]
+        known = [p.base for p in shards if p.base]
         base = known[0] if known else None
-        for part in parts:
-            if part.base_again and part.base_again != part.base:
+        for shard in shards:
+            if shard.base_again and shard.base_again != shard.base:
                 raise BaseChanged(
                     f"the frozen base model changed while evaluating: its digest was "
-                    f"{part.base} and is {part.base_again}",
+                    f"{shard.base} and is {shard.base_again}",
                     hint="report this; the checkpoints before the evaluation are good",
                 )
         if len(set(known)) > 1:
@@ -212,10 +212,10 @@ def from_reply(reply: Json) -> Committed | Failed | None:
     return from_json(Committed, reply["committed"])
 
 
-def _part_file(part: PartManifest) -> FileEntry:
-    """The part manifest is a file of the checkpoint too."""
-    data = part_bytes(part)
-    return FileEntry(path=layout.part(part.rank), size_bytes=len(data), hash=hash_bytes(data))
+def _shard_file(shard: ShardManifest) -> FileEntry:
+    """The shard manifest is a file of the checkpoint too."""
+    data = shard_bytes(shard)
+    return FileEntry(path=layout.shard(shard.rank), size_bytes=len(data), hash=hash_bytes(data))
 
 
 def _committed(record: LogRecord) -> Committed:

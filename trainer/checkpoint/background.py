@@ -2,7 +2,7 @@
 
 One save at a time. The loop copies the state and goes on; a thread makes files of the copy, in
 memory that the saver process reads, which stores and commits them. What became of it is learned
-by all ranks at a later boundary (`trainer.checkpoint.ledger`). No collectives here.
+by all ranks at a later boundary (`trainer.checkpoint.coordinator`). No collectives here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.contract import wire
 from orchestrator.contract.jsonio import Json, from_json, to_json
 from orchestrator.contract.spec import Assignment
 from trainer.checkpoint import staging
-from trainer.checkpoint.parts import Digests, Failed, Head, Places, failed
+from trainer.checkpoint.shards import Digests, Failed, Head, Places, failed
 from trainer.checkpoint.staging import StagedWriter
 
 _NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -69,7 +69,7 @@ class Background:
         self._preparing: Future[None] | None = None
         self._phase: Phase = "idle"
         self._error: Json = None
-        """For `failed`: a parts.Failed."""
+        """For `failed`: a shards.Failed."""
         self._reply: Json = None
         self._seconds = 0.0
         self._start()

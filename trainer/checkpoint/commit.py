@@ -1,6 +1,6 @@
 """All ranks agree on what became of a checkpoint: collectives around `trainer.checkpoint.assemble`.
 
-Order: every rank's files are durable, then its part manifest; all ranks compare notes; rank 0
+Order: every rank's files are durable, then its shard manifest; all ranks compare notes; rank 0
 commits; all ranks learn the outcome.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from orchestrator.clock import SystemClock, iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import Json, from_json, to_json
-from orchestrator.contract.manifest import PartManifest
+from orchestrator.contract.manifest import ShardManifest
 from orchestrator.contract.records import SalvageRecord
 from orchestrator.errors import StorageError
 from orchestrator.run_directory.attempts import write_salvage
@@ -20,13 +20,13 @@ from orchestrator.run_directory.tiers import LocalTier
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.protocol import Storage
 from trainer.checkpoint.assemble import Assembler, as_reply, from_reply
-from trainer.checkpoint.parts import (
+from trainer.checkpoint.shards import (
     Committed,
     Digests,
     Failed,
     Head,
-    PartWriter,
     Places,
+    ShardWriter,
     failed,
     together,
 )
@@ -34,7 +34,7 @@ from trainer.collectives.group import Group
 
 
 class Committer:
-    """Turns the parts of all ranks into a checkpoint of this attempt."""
+    """Turns the shards of all ranks into a checkpoint of this attempt."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Committer:
         self._doubtful: set[int] = set()
         """Steps whose commit may stand although no reply came."""
 
-    def begin(self, step: int) -> PartWriter:
+    def begin(self, step: int) -> ShardWriter:
         """A writer for this rank's files of `step`."""
-        return PartWriter(self._place(), self._places.next(step))
+        return ShardWriter(self._place(), self._places.next(step))
 
     def _place(self) -> Storage:
         return self._storage if self._tier is None else self._tier.storage
@@ -86,15 +86,15 @@ class Committer:
             return None
         return self._agree(lambda: self._assembler.find(step))
 
-    def commit(self, writer: PartWriter, digests: Digests, head: Head) -> Committed | Failed:
+    def commit(self, writer: ShardWriter, digests: Digests, head: Head) -> Committed | Failed:
         """Commit what all ranks wrote. Collective.
 
         Raises on every rank NotOwner, LogDamaged, BaseChanged or ContractRefused; every other
         failure is returned.
         """
-        part = writer.finish(self._group.rank, digests)
+        shard = writer.finish(self._group.rank, digests)
         error = None if writer.error is None else to_json(failed(writer.error))
-        replies = self._group.gather({"error": error, "part": to_json(part)})
+        replies = self._group.gather({"error": error, "shard": to_json(shard)})
         self._doubtful.add(head.step)
         outcome = self._agree(lambda: self._commit(writer.directory, replies, head))
         if isinstance(outcome, Committed):
@@ -147,8 +147,8 @@ class Committer:
             i: from_json(Failed, r["error"]) for i, r in enumerate(replies) if r["error"]
         }:
             return together(faults)
-        parts = [from_json(PartManifest, r["part"]) for r in replies]
-        return self._assembler.commit(directory, parts, head, self._tier)
+        shards = [from_json(ShardManifest, r["shard"]) for r in replies]
+        return self._assembler.commit(directory, shards, head, self._tier)
 
     def _agree(self, act: Callable[[], Committed | Failed | None]) -> Committed | Failed | None:
         """What `act` gives on rank 0, on every rank; refusals are raised on every rank."""

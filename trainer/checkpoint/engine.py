@@ -29,7 +29,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from orchestrator.contract.regular import open_regular
 from orchestrator.storage.protocol import Sink
-from trainer.checkpoint.parts import FileWriter
+from trainer.checkpoint.shards import FileWriter
 
 Refused: type[Exception] = unpickler.UnpicklingError  # type: ignore[attr-defined]
 """What a load raises that meets a type which is not on the list."""

@@ -26,7 +26,7 @@ from orchestrator.contract.regular import read_regular
 from orchestrator.errors import ContractRefused
 from trainer.base_model.modeling import trainable_digest
 from trainer.checkpoint import engine
-from trainer.checkpoint.saving import ADAPTER, loss_file
+from trainer.checkpoint.state import ADAPTER, loss_file
 from trainer.data.sampler import RankBatchSampler, rank_block, step_indices
 from trainer.state import rng
 from trainer.state.window import LossState

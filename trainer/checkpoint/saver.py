@@ -6,7 +6,7 @@ JSON lines of `contract.wire`:
     rank  -> saver  open {rank, assignment, recorded_base, base_facts}
                     save {step, directory, files, digests, head, tiered}, metrics {step}
                     discard {directory, tiered}
-    saver -> rank   written {step, error (parts.Failed), seconds}
+    saver -> rank   written {step, error (shards.Failed), seconds}
                     outcome {step, reply, seconds}      (rank 0's saver: see assemble.as_reply)
 """
 
@@ -24,7 +24,7 @@ from mmap import mmap
 
 from orchestrator.contract import layout, wire
 from orchestrator.contract.jsonio import Json, from_json, to_json
-from orchestrator.contract.manifest import PartManifest
+from orchestrator.contract.manifest import ShardManifest
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import RecordDamaged, StorageError
 from orchestrator.run_directory import records
@@ -34,12 +34,12 @@ from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound, Sink, Storage
 from trainer.checkpoint import staging
 from trainer.checkpoint.assemble import Assembler, as_reply
-from trainer.checkpoint.parts import Committed, Digests, Failed, Head, PartWriter
+from trainer.checkpoint.shards import Committed, Digests, Failed, Head, ShardWriter
 from trainer.process.rank import die_with
 
 CHUNK_BYTES = 8 << 20
 METRICS_S = 30.0
-"""How long a part waits for the metrics before it; they never stop a save."""
+"""How long a shard waits for the metrics before it; they never stop a save."""
 POLL_S = 0.05
 NICENESS = 5
 
@@ -49,10 +49,10 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 class SaverProcess:
     """Serves one rank until its link closes."""
 
-    def __init__(self, link: int, memory: int, before_part: Callable[[], None]) -> None:
+    def __init__(self, link: int, memory: int, before_shard: Callable[[], None]) -> None:
         self._link = wire.attach(link)
         self._memory = memory
-        self._before_part = before_part
+        self._before_shard = before_shard
         self._inbox: queue.Queue[wire.Message] = queue.Queue()
         self._metrics = -1
         """Step up to which the rank's metrics are durable."""
@@ -90,7 +90,7 @@ class SaverProcess:
         for item in message["files"]:
             writer.write(item["path"], _copier(with_memory, item["offset"], item["size_bytes"]))
         with writer.guard():
-            self._before_part()
+            self._before_shard()
         self._wait_for_metrics(head.step)
         writer.finish(self._rank, from_json(Digests, message["digests"]))
         failure = writer.failure()
@@ -99,9 +99,9 @@ class SaverProcess:
             reply = as_reply(lambda: self._commit(writer.directory, head, tiered=tiered))
             self._tell("outcome", head.step, started, reply=reply)
 
-    def _writer(self, directory: str, *, tiered: bool) -> PartWriter:
+    def _writer(self, directory: str, *, tiered: bool) -> ShardWriter:
         copy = None if self._tier is None or self._tier.commits else self._tier.storage
-        return PartWriter(self._place(tiered=tiered), directory, copy=copy)
+        return ShardWriter(self._place(tiered=tiered), directory, copy=copy)
 
     def _committing(self, *, tiered: bool) -> LocalTier | None:
         """The local tier where a copy there counts; not once it has failed (not `tiered`)."""
@@ -113,8 +113,8 @@ class SaverProcess:
 
     def _commit(self, directory: str, head: Head, *, tiered: bool) -> Committed | Failed:
         place = self._place(tiered=tiered)
-        parts = [self._part(place, directory, rank) for rank in range(self._ranks)]
-        outcome = self._assembler.commit(directory, parts, head, self._committing(tiered=tiered))
+        shards = [self._shard(place, directory, rank) for rank in range(self._ranks)]
+        outcome = self._assembler.commit(directory, shards, head, self._committing(tiered=tiered))
         copies = self._tier is not None and not self._tier.commits
         if copies and isinstance(outcome, Committed):
             assert self._tier is not None
@@ -123,11 +123,11 @@ class SaverProcess:
                 self._tier.storage.put(manifest, self._storage.get(manifest))
         return outcome
 
-    def _part(self, place: Storage, directory: str, rank: int) -> PartManifest:
-        """A rank's part, waited for: its own process tells the others if it never comes."""
+    def _shard(self, place: Storage, directory: str, rank: int) -> ShardManifest:
+        """A rank's shard, waited for: its own process tells the others if it never comes."""
         while True:
             try:
-                return records.read(place, PartManifest, f"{directory}/{layout.part(rank)}")
+                return records.read(place, ShardManifest, f"{directory}/{layout.shard(rank)}")
             except NotFound:
                 time.sleep(POLL_S)
             except RecordDamaged as fault:
@@ -173,14 +173,14 @@ def _chunks(source: mmap | None, offset: int, size: int) -> Iterator[memoryview]
         yield view[start : min(start + CHUNK_BYTES, offset + size)]
 
 
-def main(before_part: Callable[[], None] = lambda: None) -> None:
+def main(before_shard: Callable[[], None] = lambda: None) -> None:
     """Run as the saver of the rank that has started this process."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     die_with(os.getppid())
     os.nice(NICENESS)
     link, memory = map(int, sys.argv[1:3])
-    SaverProcess(link, memory, before_part).run()
+    SaverProcess(link, memory, before_shard).run()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.contract.manifest import FileEntry
 from orchestrator.errors import InternalError
 from orchestrator.storage.protocol import Sink
-from trainer.checkpoint.parts import Dumper, FileWriter
+from trainer.checkpoint.shards import Dumper, FileWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from trainer.checkpoint import restore
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.parts import Places
+from trainer.checkpoint.shards import Places
 from trainer.checkpoint.votes import Votes
 from trainer.collectives.gloo import make_group
 from trainer.collectives.group import Group

@@ -26,9 +26,9 @@ from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import restore
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.coordinator import CheckpointCoordinator
 from trainer.checkpoint.engine import install
-from trainer.checkpoint.ledger import Ledger
-from trainer.checkpoint.saving import Saver
+from trainer.checkpoint.state import Saver
 from trainer.checkpoint.votes import Votes
 from trainer.collectives.group import Group
 from trainer.data.sampler import RankBatchSampler
@@ -82,7 +82,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
             parts.steps.metrics,
             **saver_options,
         )
-        self._ledger = Ledger(
+        self._coordinator = CheckpointCoordinator(
             parts.rank,
             parts.group,
             parts.votes,
@@ -161,8 +161,8 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         batches: list[Any] = []
         while len(batches) < num_batches and not self._parts.rank.board.raised:
             batches.append(next(epoch_iterator))
-        if self._ledger.vote().stop:
-            self._ledger.stop(self.state.global_step, micro=0)
+        if self._coordinator.vote().stop:
+            self._coordinator.stop(self.state.global_step, micro=0)
         if self.state.global_step == self._start_step:
             self._parts.rank.phase("training")
         if self.state.global_step == self._start_step:
@@ -189,11 +189,11 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         if continuity.waits(step, self._micro):
             continuity.check(step, self._micro, samples, float(loss))
         self._micro += 1
-        if self._micro < self._window_size and self._ledger.vote().stop:
+        if self._micro < self._window_size and self._coordinator.vote().stop:
             assert self._window is not None
             self._window.rewind(self)
             continuity.interrupted(step, self._parts.steps.computed())
-            self._ledger.stop(step, micro=self._micro)
+            self._coordinator.stop(step, micro=self._micro)
         return loss
 
     def _maybe_log_save_evaluate(
@@ -211,18 +211,18 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self.control.should_log |= self._epoch_ends(self.args.logging_strategy)
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
-        vote = self._ledger.vote(step)
+        vote = self._coordinator.vote(step)
         if vote.stop:
-            self._ledger.stop(self.state.global_step, pending_eval=evaluate)
+            self._coordinator.stop(self.state.global_step, pending_eval=evaluate)
         last = step >= self.state.max_steps
         if vote.save_due and not last:
-            self._ledger.begin_save(step, pending_eval=evaluate)
+            self._coordinator.begin_save(step, pending_eval=evaluate)
         if evaluate:
             self._evaluate_now()
             if self._is_best(step) and not (vote.save_due or last):
-                self._ledger.begin_save(step)
+                self._coordinator.begin_save(step)
         if last:
-            self._ledger.finish(self.state.global_step)
+            self._coordinator.finish(self.state.global_step)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Replaces the Trainer's: every sample once, a vote at every batch."""
@@ -236,7 +236,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
 
     def _stops_evaluating(self) -> bool:
         self._parts.rank.beat("evaluating")
-        return self._ledger.vote().stop
+        return self._coordinator.vote().stop
 
     # --- ours ----------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         if manifest.pending_eval and self._parts.evaluation_loader is not None:
             self._evaluate_now()
         if self.state.global_step >= self.state.max_steps:
-            self._ledger.finish(self.state.global_step)
+            self._coordinator.finish(self.state.global_step)
 
     def _tell_resumed(self, resume: str, manifest: CheckpointManifest) -> None:
         """What every rank found after the load, beside what the manifest recorded."""
@@ -261,7 +261,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         random = restore.load_rng(resume, manifest, parts.rank.number, parts.group.size)
         mine = {**to_json(self._found), "rng_digest": random}
         all_ranks = parts.group.gather(mine)
-        self._ledger.tell(
+        self._coordinator.tell(
             "resumed",
             step=manifest.step,
             schedule_hex=all_ranks[0]["schedule_hex"],
@@ -301,13 +301,13 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         try:
             metrics = self._evaluate(None, None)
         except evaluation.Interrupted:
-            self._ledger.tell("eval_interrupted", step=self.state.global_step)
+            self._coordinator.tell("eval_interrupted", step=self.state.global_step)
             metrics = None
         finally:
             rng.restore(state)
             self.model.train()
         if metrics is None:
-            self._ledger.stop(self.state.global_step, pending_eval=True)
+            self._coordinator.stop(self.state.global_step, pending_eval=True)
         parts.base.start_again()
         parts.steps.evaluated(self.state.global_step, metrics, time.monotonic() - started)
         parts.rank.phase("training")

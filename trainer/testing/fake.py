@@ -37,8 +37,8 @@ from orchestrator.storage.opening import open_storage
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.ledger import Ledger
-from trainer.checkpoint.parts import Committed, Digests, Failed, FileWriter, Head, Places
+from trainer.checkpoint.coordinator import CheckpointCoordinator
+from trainer.checkpoint.shards import Committed, Digests, Failed, FileWriter, Head, Places
 from trainer.checkpoint.votes import Votes
 from trainer.collectives.group import Group, Solo
 from trainer.collectives.tcp import TcpGroup
@@ -137,7 +137,7 @@ class _FakeTraining:
         )
         self._step, self._state, manifest = self._start()
         self._pending_eval = manifest is not None and manifest.pending_eval
-        self._ledger = Ledger(
+        self._coordinator = CheckpointCoordinator(
             rank,
             self._group,
             votes,
@@ -153,20 +153,20 @@ class _FakeTraining:
 
     def run(self) -> NoReturn:
         """Train until an exception of outcome.py leaves."""
-        self._ledger.tell(
+        self._coordinator.tell(
             "data",
             samples=self._samples,
             steps_per_epoch=self._per_epoch,
             dropped_per_epoch=sampler.dropped_per_epoch(self._samples, self._plan.global_batch),
         )
         if self._job.start.kind == "checkpoint":
-            self._ledger.tell("resumed", step=self._step)
+            self._coordinator.tell("resumed", step=self._step)
         if self._pending_eval:
             self._evaluate()
         while self._step < self._total:
             self._one_step()
             self._boundary()
-        self._ledger.finish(self._step)
+        self._coordinator.finish(self._step)
 
     def _one_step(self) -> None:
         epoch, position = divmod(self._step, self._per_epoch)
@@ -175,8 +175,8 @@ class _FakeTraining:
         )
         block = sampler.rank_block(indices, self._number, self._plan.world_size)
         batches = sampler.micro_batches(block, self._plan.micro)
-        if self._ledger.vote().stop:
-            self._ledger.stop(self._step, micro=0)
+        if self._coordinator.vote().stop:
+            self._coordinator.stop(self._step, micro=0)
         if self._step == self._job.start.step:
             self._rank.phase("training")
         window = self._state.copy()
@@ -186,10 +186,10 @@ class _FakeTraining:
             time.sleep(seconds("STEP") / len(batches))
             losses.append([self._state.loss(sample) for sample in batch])
             self._continuity.check(self._step, count - 1, batch, sum(losses[-1]) / _MODULUS)
-            if count < len(batches) and self._ledger.vote().stop:
+            if count < len(batches) and self._coordinator.vote().stop:
                 self._state = window
                 self._continuity.interrupted(self._step, _micro_batches(batches, losses))
-                self._ledger.stop(self._step, micro=count)
+                self._coordinator.stop(self._step, micro=count)
         self._finish_step(block, losses)
 
     def _finish_step(self, samples: tuple[int, ...], losses: list[list[int]]) -> None:
@@ -221,23 +221,23 @@ class _FakeTraining:
         every = int(self._job.job.training.get("eval_steps", 0))
         asked = every > 0 and self._job.job.data.eval is not None
         evaluate = asked and (self._step % every == 0 or self._step == self._total)
-        vote = self._ledger.vote(self._step)
+        vote = self._coordinator.vote(self._step)
         if vote.stop:
-            self._ledger.stop(self._step, pending_eval=evaluate)
+            self._coordinator.stop(self._step, pending_eval=evaluate)
         if vote.save_due and self._step < self._total:
-            self._ledger.begin_save(self._step, pending_eval=evaluate)
+            self._coordinator.begin_save(self._step, pending_eval=evaluate)
         if evaluate:
             self._evaluate()
 
     def _evaluate(self) -> None:
         self._rank.phase("evaluating")
         for _ in range(_EVAL_BATCHES):
-            if self._ledger.vote().stop:
-                self._ledger.tell("eval_interrupted", step=self._step)
-                self._ledger.stop(self._step, pending_eval=True)
+            if self._coordinator.vote().stop:
+                self._coordinator.tell("eval_interrupted", step=self._step)
+                self._coordinator.stop(self._step, pending_eval=True)
             self._evaluate_batch()
         metrics = {"eval_loss": self._state.weight / _MODULUS}
-        self._ledger.tell("evaluated", step=self._step, metrics=metrics)
+        self._coordinator.tell("evaluated", step=self._step, metrics=metrics)
         self._rank.phase("training")
 
     def _evaluate_batch(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
-from orchestrator.contract.manifest import CheckpointManifest, FileEntry, PartManifest
+from orchestrator.contract.manifest import CheckpointManifest, FileEntry, ShardManifest
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import LogRecord
 from orchestrator.run_directory import checkpoints
@@ -84,10 +84,10 @@ def write(
             sink.write(data)
         entries.append(sink.entry(path))
     for rank in range(ranks):
-        part = PartManifest(
+        part = ShardManifest(
             rank=rank, files=tuple(entries[rank::ranks]), state_digest="s", rng_digest="r"
         )
-        storage.put(f"{directory}/{layout.part(rank)}", pretty(to_json(part)))
+        storage.put(f"{directory}/{layout.shard(rank)}", pretty(to_json(part)))
     whole = manifest(
         attempt=attempt,
         step=step,

@@ -17,7 +17,7 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.parts import Committed, Digests, Failed, Head, Places
+from trainer.checkpoint.shards import Committed, Digests, Failed, Head, Places
 from trainer.collectives.group import Solo
 from trainer.process.outcome import BaseChanged
 
@@ -98,8 +98,8 @@ def test_commit_names_every_file_and_carries_the_facts(storage: LossyStorage) ->
     assert outcome.seq == record.seq
     manifest = checkpoints.verify(storage, record).manifest
     assert manifest.facts == {"gpu": "none", "base_digest": "b"}
-    assert [f.path for f in manifest.files] == ["model.bin", layout.part(0)]
-    assert storage.get(f"{record.commit().directory}/{layout.part(0)}")
+    assert [f.path for f in manifest.files] == ["model.bin", layout.shard(0)]
+    assert storage.get(f"{record.commit().directory}/{layout.shard(0)}")
 
 
 def test_writer_keeps_the_first_error_and_the_commit_reports_it(storage: LossyStorage) -> None:

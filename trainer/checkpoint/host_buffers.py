@@ -1,6 +1,6 @@
 """Host memory for the state that a periodic save stores while training goes on.
 
-The training loop waits for nothing but these copies; see `trainer.checkpoint.saving`.
+The training loop waits for nothing but these copies; see `trainer.checkpoint.state`.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -16,7 +16,7 @@ import torch
 _UNCHANGING = (str, bytes, int, float, bool, type(None), torch.dtype, torch.device, Enum)
 
 
-class Arena:
+class HostBuffers:
     """Buffers that are used again by every save: new memory would cost more than the copy.
 
     unchanging: further types whose values never change and need no copy

@@ -20,11 +20,11 @@ from orchestrator.storage.protocol import Sink
 from trainer.base_model.modeling import tensors_digest, trainable_parameters
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import engine
-from trainer.checkpoint.arena import Arena, Copies
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
 from trainer.checkpoint.compact import needed
-from trainer.checkpoint.parts import Committed, Digests, Failed, FileWriter, Head
+from trainer.checkpoint.host_buffers import Copies, HostBuffers
+from trainer.checkpoint.shards import Committed, Digests, Failed, FileWriter, Head
 from trainer.state import rng, tensorfile
 from trainer.state.window import LossState
 from trainer.tracking.metrics import MetricsLog
@@ -106,7 +106,7 @@ class Saver:
         self._trainable = trainable_parameters(trainer.model)
         self._config: bytes | None = None
         self._aside = ThreadPoolExecutor(1, "qvl-hash")
-        self._arena = Arena(engine.UNCHANGING)
+        self._buffers = HostBuffers(engine.UNCHANGING)
 
     def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
         """Save and commit. Raises as Committer.commit; other failures are returned."""
@@ -126,7 +126,7 @@ class Saver:
         content = self._content(writer)
         self._files(writer, content)
         with writer.guard():
-            copies = self._arena.copies()
+            copies = self._buffers.copies()
             writer.freeze(copies.of)
             content = content.copied(copies) if content else None
             copies.settle()

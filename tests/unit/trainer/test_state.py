@@ -12,7 +12,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import nn
 
 from trainer.checkpoint.engine import _ModuleState
-from trainer.checkpoint.saving import Adapter
+from trainer.checkpoint.state import Adapter
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.arena import Arena
+from trainer.checkpoint.host_buffers import HostBuffers
 
 
 def state() -> dict[str, Any]:
@@ -36,9 +36,9 @@ def plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_file_of_a_copy_is_that_of_the_state() -> None:
-    arena, value = Arena(), state()
+    buffers, value = HostBuffers(), state()
     for _ in range(3):
-        copies = arena.copies()
+        copies = buffers.copies()
         copy = copies.of(value)
         copies.settle()
         assert as_file(copy) == as_file(plain(value))
@@ -47,7 +47,7 @@ def test_the_file_of_a_copy_is_that_of_the_state() -> None:
 
 def test_later_steps_change_nothing() -> None:
     value = state()
-    copies = Arena().copies()
+    copies = HostBuffers().copies()
     copy = copies.of(value)
     before = as_file(copy)
     value["module"]["a"].add_(1)
@@ -60,18 +60,18 @@ def test_later_steps_change_nothing() -> None:
 
 
 def test_buffers_are_used_again_and_unused_ones_given_up() -> None:
-    arena = Arena()
-    first = arena.copies().of({"a": torch.zeros(8), "b": torch.zeros(8), "c": torch.zeros(9)})
-    second = arena.copies().of({"a": torch.ones(8)})
+    buffers = HostBuffers()
+    first = buffers.copies().of({"a": torch.zeros(8), "b": torch.zeros(8), "c": torch.zeros(9)})
+    second = buffers.copies().of({"a": torch.ones(8)})
     assert second["a"].data_ptr() in {first["a"].data_ptr(), first["b"].data_ptr()}
-    third = arena.copies().of({"a": torch.ones(8), "b": torch.ones(8)})
+    third = buffers.copies().of({"a": torch.ones(8), "b": torch.ones(8)})
     assert third["a"].data_ptr() != third["b"].data_ptr()
     assert third["a"].tolist() == third["b"].tolist() == [1.0] * 8
 
 
 def test_one_value_met_twice_is_one_copy() -> None:
     inner = {"t": torch.ones(2)}
-    copies = Arena().copies()
+    copies = HostBuffers().copies()
     one, two = copies.of(inner), copies.of([inner])
     assert one is two[0]
     assert one["t"].data_ptr() != inner["t"].data_ptr()
@@ -88,7 +88,7 @@ class Scaler:
 @pytest.mark.parametrize("unchanging", [(), (Scaler,)])
 def test_other_objects_are_copied_unless_they_never_change(unchanging: tuple[type, ...]) -> None:
     scaler = Scaler()
-    copy = Arena(unchanging).copies().of({"scaler": scaler})["scaler"]
+    copy = HostBuffers(unchanging).copies().of({"scaler": scaler})["scaler"]
     assert (copy is scaler) == bool(unchanging)
     scaler.history += 1
     assert (copy.history.tolist() == [1.0, 1.0]) != bool(unchanging)

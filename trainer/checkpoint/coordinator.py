@@ -15,7 +15,7 @@ from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import StorageError
 from trainer.checkpoint.background import Background
 from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.parts import Committed, Failed, failed, together
+from trainer.checkpoint.shards import Committed, Failed, failed, together
 from trainer.checkpoint.votes import DEFAULT_UNSAVED_S, Vote, Votes
 from trainer.collectives.group import Group
 from trainer.process.outcome import Ending, Leave, preempted
@@ -45,7 +45,7 @@ Stage = Callable[[int, Trigger, bool], None]
 """Hands the present state to the saver process. Every rank at the same place."""
 
 
-class Ledger:
+class CheckpointCoordinator:
     """Every method is called by all ranks at the same place.
 
     write, stage: save the present state, waiting for it or beside training

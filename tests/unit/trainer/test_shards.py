@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.errors import StorageError
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Sink
-from trainer.checkpoint.parts import ENDS_AT_ONCE, Digests, PartWriter
+from trainer.checkpoint.shards import ENDS_AT_ONCE, Digests, ShardWriter
 
 DIGESTS = Digests(state="s", rng="r")
 NAMES = [f"file-{n}" for n in range(ENDS_AT_ONCE)]
@@ -34,8 +34,8 @@ class Slow(MemoryStorage):
                 raise StorageError(f"{path}: no space left")
 
 
-def written(storage: Any) -> PartWriter:
-    writer = PartWriter(storage, "dir")
+def written(storage: Any) -> ShardWriter:
+    writer = ShardWriter(storage, "dir")
     for name in NAMES:
         writer.put(name, name.encode())
     return writer

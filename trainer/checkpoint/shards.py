@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.contract import layout
-from orchestrator.contract.manifest import FileEntry, PartManifest, Trigger
+from orchestrator.contract.manifest import FileEntry, ShardManifest, Trigger
 from orchestrator.errors import QvlError, StorageError
 from orchestrator.run_directory.records import encode_pretty
 from orchestrator.storage.protocol import Sink, Storage
@@ -44,7 +44,7 @@ class Places:
 class FileWriter(ABC):
     """Takes the files of one rank.
 
-    Nothing here raises: a rank that failed must still take part in the collectives. The
+    Nothing here raises: a rank that failed must still take shard in the collectives. The
     first error is kept, and nothing more is written after it.
     """
 
@@ -77,7 +77,7 @@ ENDS_AT_ONCE = 4
 """Files that are made durable at the same time."""
 
 
-class PartWriter(FileWriter):
+class ShardWriter(FileWriter):
     """Streams the files straight into a storage, hashed on the way.
 
     While the disk or the store makes one file durable, the next is already written.
@@ -91,18 +91,18 @@ class PartWriter(FileWriter):
         self._storage = storage
         self._copy = copy
         self._copies: list[str] = []
-        self._part_tried = False
+        self._shard_tried = False
         self._files: dict[str, FileEntry] = {}
         self._aside = ThreadPoolExecutor(ENDS_AT_ONCE, "qvl-durable")
         self._ends: list[Future[None]] = []
 
     def failure(self) -> Failed | None:
-        """What went wrong, if anything did. Rank 0's saver commits once it sees every part."""
-        return None if self.error is None else failed(self.error, uncertain=self._part_tried)
+        """What went wrong, if anything did. Rank 0's saver commits once it sees every shard."""
+        return None if self.error is None else failed(self.error, uncertain=self._shard_tried)
 
-    def finish(self, rank: int, digests: Digests) -> PartManifest:
-        """Make the part manifest durable, once all files are; an error stays in `error`."""
-        part = PartManifest(
+    def finish(self, rank: int, digests: Digests) -> ShardManifest:
+        """Make the shard manifest durable, once all files are; an error stays in `error`."""
+        shard = ShardManifest(
             rank=rank,
             files=tuple(self._files[path] for path in sorted(self._files)),
             state_digest=digests.state,
@@ -115,11 +115,11 @@ class PartWriter(FileWriter):
             for end in self._ends:
                 end.result()
             if self.error is None:
-                self._part_tried = True
-                path = f"{self.directory}/{layout.part(rank)}"
-                self._storage.put(path, part_bytes(part))
-                self._copied(lambda copy: copy.put(path, part_bytes(part)))
-        return part
+                self._shard_tried = True
+                path = f"{self.directory}/{layout.shard(rank)}"
+                self._storage.put(path, shard_bytes(shard))
+                self._copied(lambda copy: copy.put(path, shard_bytes(shard)))
+        return shard
 
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
         name = f"{self.directory}/{path}"
@@ -149,9 +149,9 @@ class PartWriter(FileWriter):
                     copy.delete(name)
 
 
-def part_bytes(part: PartManifest) -> bytes:
-    """The part manifest as it is stored."""
-    return encode_pretty(part)
+def shard_bytes(shard: ShardManifest) -> bytes:
+    """The shard manifest as it is stored."""
+    return encode_pretty(shard)
 
 
 class _Guard:
