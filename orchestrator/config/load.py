@@ -12,9 +12,9 @@ from orchestrator.config.faults import Path as FieldPath
 from orchestrator.config.models.job import JobSpec
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.reading.document import parse, read_small
+from orchestrator.config.reading.job import check_data, text_as_written
 from orchestrator.config.reading.overrides import apply
 from orchestrator.config.reading.site import load_site
-from orchestrator.config.reading.validate import check_data, text_as_written
 from orchestrator.config.resolving.job import absolute, model_faults, resolve, site_faults
 from orchestrator.config.resolving.named_files import (
     deepspeed_file_faults,

@@ -120,7 +120,32 @@ preemption:
 #   signal_s: null              # notice before the time limit; null = grace_s
 #   options: []                 # further options of sbatch: [--nice=10]
 #   srun_options: []
-# kubernetes: {{}}
+# kubernetes:
+#   image: null                 # with this program in it: see k8s/
+#   image_pull_policy: null     # Always | IfNotPresent | Never
+#   image_pull_secrets: []
+#   namespace: null             # null = that of the kubeconfig's context
+#   queue: null                 # Kueue's local queue
+#   service_account: null
+#   priority_class: null
+#   runtime_class: null
+#   scheduler: null
+#   node_selector: {{}}
+#   tolerations: []             # [{{key: K, operator: Equal, value: V, effect: NoExecute,
+#                               #   tolerationSeconds: 60}}], beside those of spot nodes
+#   gpu_resource: nvidia.com/gpu  # null: none is asked for
+#   volumes: []                 # [{{path: /data, claim: data, read_only: true}},
+#                               #  {{path: /scratch, host_path: /mnt/ssd, sub_path: me}}]
+#   shm_gb: null                # null = half of memory_gb, or 8
+#   scratch_gb: null
+#   env: {{}}                     # of the whole container, plain values only
+#   env_from_secrets: []
+#   env_from_config: []
+#   run_as_user: null           # null = the image's user, which must not be root
+#   run_as_group: null
+#   fs_group: null
+#   controller: process         # who looks after the run: process | job | deployment | none
+#   controller_account: qvl-orchestrate
 """
 
 

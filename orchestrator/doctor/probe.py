@@ -15,9 +15,9 @@ from pathlib import Path
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import commands
 from orchestrator.backends.slurm.queue import Queue
-from orchestrator.backends.slurm.settings import parse_settings
 from orchestrator.backends.slurm.values import gpu_options
 from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.settings import slurm_settings
 from orchestrator.doctor import judge_probe
 from orchestrator.doctor.finding import Finding
 from orchestrator.doctor.judge_probe import Probe
@@ -88,7 +88,7 @@ def _submit(folder: Path, partition: str | None, preempt: bool, site: SiteConfig
     """The probe's job. One GPU is asked for, and none where the cluster has none."""
     rules = site.slurm
     block = {"gpu_request": rules.gpu_request, "gpu_type": rules.gpu_type}
-    gpus = gpu_options(1, parse_settings(block))
+    gpus = gpu_options(1, slurm_settings(block))
     common = [f"--{name}={value}" for name, value in
               (("partition", partition), ("account", rules.account), ("qos", rules.qos))
               if value]  # fmt: skip

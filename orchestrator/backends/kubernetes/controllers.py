@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.backends.kubernetes import manifest, names, values
 from orchestrator.backends.kubernetes.api import Api, Raw, Refused
 from orchestrator.backends.kubernetes.objects import read_job
-from orchestrator.backends.kubernetes.settings import parse_settings
+from orchestrator.config.settings import kubernetes_settings
 from orchestrator.contract import env as variables
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
@@ -48,7 +48,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> dict[str, object]:
     """Every name that the controller's template may use. It sees what the run's pods see, but
     GPUs: the run directory's volume, and the credentials of its storage.
     """
-    settings = parse_settings(job.kubernetes)
+    settings = kubernetes_settings(job.kubernetes)
     labels = {**manifest.run_labels(spec.run_id), names.COMPONENT: "controller"}
     plain = {
         "HOME": values.SCRATCH,

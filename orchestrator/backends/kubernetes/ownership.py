@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.kubernetes.settings import parse_settings
+from orchestrator.config.settings import kubernetes_settings
 from orchestrator.errors import UserError
 
 
@@ -17,7 +17,7 @@ def refuse_other_user(block: Mapping[str, Any], folder: Path, uid: int) -> None:
     uid: of the submitter. A file system that gives everything to one user of its own knows no
     owners, and says nothing here.
     """
-    settings = parse_settings(block)
+    settings = kubernetes_settings(block)
     about = folder.stat()
     if about.st_uid != uid or settings.run_as_user == uid:
         return

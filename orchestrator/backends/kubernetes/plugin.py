@@ -12,7 +12,6 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,7 +21,8 @@ from submitit.core import core, job_environment
 from orchestrator.backends.kubernetes import names, values
 from orchestrator.backends.kubernetes.api import Api, ServerApi
 from orchestrator.backends.kubernetes.objects import read_job
-from orchestrator.backends.kubernetes.settings import KubernetesSettings, parse_settings
+from orchestrator.config.models.kubernetes import KubernetesSettings
+from orchestrator.config.settings import kubernetes_settings
 
 R = TypeVar("R")
 _GENERIC = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")
@@ -117,7 +117,7 @@ class KubernetesExecutor(core.PicklingExecutor):
 
     @classmethod
     def _valid_parameters(cls) -> set[str]:
-        return {f.name for f in fields(KubernetesSettings)} | set(_GENERIC) | {"python"}
+        return set(KubernetesSettings.model_fields) | set(_GENERIC) | {"python"}
 
     def _internal_update_parameters(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - self._valid_parameters())
@@ -156,7 +156,7 @@ class KubernetesExecutor(core.PicklingExecutor):
 def function_job(parameters: Mapping[str, Any], folder: Path, *, module: str) -> dict[str, Any]:
     """The Job of one pickled function. Raises UserError for a parameter that cannot be."""
     given = {k: v for k, v in parameters.items() if k not in (*_GENERIC, "python")}
-    settings = parse_settings(given)
+    settings = kubernetes_settings(given)
     name = f"submitit-{secrets.token_hex(6)}"
     labels = {"app.kubernetes.io/name": "submitit", names.MANAGED_BY: names.PREFIX}
     variables = {
@@ -185,7 +185,7 @@ def function_job(parameters: Mapping[str, Any], folder: Path, *, module: str) ->
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "securityContext": values.pod_security(settings),
-        "tolerations": list(settings.tolerations),
+        "tolerations": values.own_tolerations(settings),
         "containers": [container],
         "volumes": values.pod_volumes(settings, parameters.get("mem_gb")),
         **dict(values.pod_fields(settings)),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.backends.kubernetes import names
-from orchestrator.backends.kubernetes.settings import KubernetesSettings, Mount, parse_settings
+from orchestrator.config.settings import kubernetes_settings
 from orchestrator.contract import env as variables
 from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.config.models.kubernetes import KubernetesSettings, Mount
 
 MAX_SPEC_BYTES = 100_000
 """The spec travels as one environment variable; Linux takes 128 KiB for each."""
@@ -53,7 +56,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
 
     Raises UserError for settings that cannot stand in a manifest.
     """
-    settings = parse_settings(job.kubernetes)
+    settings = kubernetes_settings(job.kubernetes)
     sent = pod_spec(job, spec)
     labels = names.labels(spec)
     requests, limits = _resources(job, settings)
@@ -121,7 +124,12 @@ def _tolerations(spec: TrainSpec, settings: KubernetesSettings) -> list[Mapping[
         }
         for key in _UNREACHABLE
     ]
-    return [*found, *settings.tolerations]
+    return [*found, *own_tolerations(settings)]
+
+
+def own_tolerations(settings: KubernetesSettings) -> list[dict[str, Any]]:
+    """Those that the job names."""
+    return [taint.model_dump(exclude_none=True) for taint in settings.tolerations]
 
 
 def pod_security(settings: KubernetesSettings) -> dict[str, Any]:

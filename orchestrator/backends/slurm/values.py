@@ -7,13 +7,16 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.backends.slurm.settings import SlurmSettings, parse_settings
+from orchestrator.config.settings import slurm_settings
 from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.config.models.slurm import SlurmSettings
 
 MAX_SPEC_BYTES = 100_000
 """The spec travels as one environment variable; Linux takes 128 KiB for each."""
@@ -26,7 +29,7 @@ def template_values(job: ResolvedJob, spec: TrainSpec) -> Mapping[str, object]:
 
     Raises UserError for what cannot stand in a batch file.
     """
-    settings = parse_settings(job.slurm)
+    settings = slurm_settings(job.slurm)
     resources = job.resources
     return {
         "job_name": spec.key,

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from orchestrator.config.arguments import reserved
-from orchestrator.config.faults import Fault
+from orchestrator.config.faults import Fault, shown
 from orchestrator.config.values.suggest import did_you_mean, listed, nearest
 
 Block = Literal["training", "lora", "quantization"]
@@ -306,16 +306,3 @@ def _quote_hint(types: tuple[str, ...], value: Any) -> str | None:
     if isinstance(value, int | float) and "str" in types:
         return "put it in quotation marks"
     return None
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short, with its kind where that is not plain."""
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if value is None:
-        return "null"
-    return "true" if value is True else "false" if value is False else repr(value)[:40]

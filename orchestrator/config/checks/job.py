@@ -24,6 +24,7 @@ def job_faults(job: JobSpec) -> tuple[Fault, ...]:
     return (
         *training.faults(job),
         *_shape(job),
+        *_image(job),
         *_checkpoint(job),
         *_local_tier(job),
         *_model(job),
@@ -51,6 +52,12 @@ def _shape(job: JobSpec) -> Iterator[Fault]:
             f"the local backend has one node, not {job.resources.nodes}",
             "use nodes: 1, or backend: slurm or kubernetes",
         )
+
+
+def _image(job: JobSpec) -> Iterator[Fault]:
+    if job.backend == "kubernetes" and job.kubernetes.image is None:
+        hint = "name an image with this program in it (see k8s/)"
+        yield Fault(("kubernetes", "image"), "is missing", hint)
 
 
 def _local_tier(job: JobSpec) -> Iterator[Fault]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -35,8 +36,20 @@ def as_tuple(value: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 Positive = Annotated[int, Field(ge=1, le=2**31)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(as_tuple)]
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], BeforeValidator(as_tuple)]
+"""A list in the file."""
+Texts = Many[Text]
 Names = Annotated[Texts, AfterValidator(unique)]
+
+
+def without_nulls(data: Any) -> Any:
+    """A block whose nulls mean the default, as in lines that are written and left empty."""
+    return {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
+
+
+TEMPLATE_FIELDS = ("template", "templates_dir", "frozen")
+"""Fields of a resolved block that say which template it is rendered with (`templates.find`)."""
 
 
 class Section(BaseModel):

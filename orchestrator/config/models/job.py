@@ -18,6 +18,7 @@ from orchestrator.config.models.fields import (
     bundle,
     refuse,
 )
+from orchestrator.config.models.kubernetes import KubernetesSection
 from orchestrator.config.models.slurm import SlurmSection
 from orchestrator.config.values.duration import parse_duration
 
@@ -68,7 +69,6 @@ def _as_block(value: Any) -> Any:
     return {"config": value} if isinstance(value, str) else value
 
 
-PlainBlock = dict[str, Any]
 _DURATION_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}, {"type": "null"}]}
 )
@@ -212,7 +212,7 @@ class ResumeSection(Section):
 class JobSpec(Section):
     """A job file as it stands, checked; paths are still as the user wrote them.
 
-    Its fields are right by themselves; `checks` compares them, `reading.validate` does both.
+    Its fields are right by themselves; `checks` compares them, `reading.job` does both.
     """
 
     name: Annotated[Text, AfterValidator(_check_name)] = Field(
@@ -265,7 +265,9 @@ class JobSpec(Section):
     slurm: SlurmSection = Field(
         default_factory=SlurmSection, description="What the job asks of Slurm."
     )
-    kubernetes: PlainBlock = Field(default_factory=dict, description="Settings for Kubernetes.")
+    kubernetes: KubernetesSection = Field(
+        default_factory=KubernetesSection, description="What the job asks of Kubernetes."
+    )
     python: Text | None = Field(
         default=None, description="Interpreter of the run; null = the one that submits."
     )

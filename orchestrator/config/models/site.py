@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from orchestrator.config.models.fields import Section, Text, Texts, as_tuple
-from orchestrator.config.models.site_kubernetes import KubernetesSite
+from orchestrator.config.models.fields import Many, Section, Text, Texts
+from orchestrator.config.models.kubernetes import KubernetesSite
 from orchestrator.config.models.site_slurm import SlurmSite
 
 _Uid = Annotated[int, Field(ge=0, le=2**32)]
@@ -20,9 +20,7 @@ class TrustSite(Section):
         default=(),
         description="Paths and URIs below which every run directory is believed, whoever wrote it.",
     )
-    uids: Annotated[tuple[_Uid, ...], BeforeValidator(as_tuple)] = Field(
-        default=(), description="Owners of run directories that are believed."
-    )
+    uids: Many[_Uid] = Field(default=(), description="Owners of run directories that are believed.")
 
 
 class SiteConfig(Section):

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.faults import Fault
-from orchestrator.config.models.fields import Names, Section, Text, Texts, bundle, refuse
-from orchestrator.config.models.slurm import Word
+from orchestrator.config.models.fields import Many, Names, Section, Text, Texts, bundle, refuse
+from orchestrator.config.models.slurm import GpuRequest, SrunOptions, Word
 from orchestrator.config.values.duration import parse_duration
-from orchestrator.config.values.sbatch import OURS, SRUN, option_fault
+from orchestrator.config.values.sbatch import OURS
 from orchestrator.config.values.sensitive import CURE, secret_name
 from orchestrator.config.values.variables import is_reserved_env
 
-GpuRequest = Literal["gpus-per-node", "gres", "none"]
 LimitField = Literal[
     "time_limit", "nodes", "gpus_per_node", "gpus", "cpus_per_gpu", "memory_gb", "grace_s",
     "partition", "qos", "account", "reservation", "constraint", "gpu_type", "signal_s", "options",
@@ -55,13 +54,6 @@ def _carried(names: tuple[str, ...]) -> tuple[str, ...]:
 def _variables(env: Mapping[str, str]) -> Mapping[str, str]:
     _check_names(env)
     return env
-
-
-def _srun(values: tuple[str, ...]) -> tuple[str, ...]:
-    for option in values:
-        if fault := option_fault(option, SRUN):
-            raise refuse(*fault)
-    return values
 
 
 def _not_ours(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,15 +127,13 @@ class Limit(Section):
 class SlurmSite(Section):
     """What holds for every Slurm job of a site."""
 
-    partitions: Annotated[
-        tuple[Partition, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ] = Field(default=(), description="Partitions that jobs may use; none listed: all.")
-    gpu_types: Annotated[
-        tuple[GpuType, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ] = Field(default=(), description="Types of GPU that jobs may name; none listed: all.")
-    limits: Annotated[
-        tuple[Limit, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ] = Field(default=(), description="Allowed ranges of what users ask for.")
+    partitions: Many[Partition] = Field(
+        default=(), description="Partitions that jobs may use; none listed: all."
+    )
+    gpu_types: Many[GpuType] = Field(
+        default=(), description="Types of GPU that jobs may name; none listed: all."
+    )
+    limits: Many[Limit] = Field(default=(), description="Allowed ranges of what users ask for.")
     partition: Word | None = Field(default=None, description="Default partition.")
     account: Word | None = Field(default=None, description="Default account.")
     qos: Word | None = Field(default=None, description="Default quality of service.")
@@ -165,9 +155,7 @@ class SlurmSite(Section):
     allow_options: Annotated[Names, AfterValidator(_not_ours)] = Field(
         default=(), description="Further options of sbatch that jobs may give, without the --."
     )
-    srun_options: Annotated[Texts, AfterValidator(_srun)] = Field(
-        default=(), description="Options of srun for every job."
-    )
+    srun_options: SrunOptions = Field(default=(), description="Options of srun for every job.")
 
     @model_validator(mode="after")
     def _consistent(self) -> SlurmSite:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from orchestrator.config.faults import Fault
-from orchestrator.config.models.fields import Section, Text, Texts, bundle, refuse
+from orchestrator.config.models.fields import Section, Text, Texts, bundle, refuse, without_nulls
 from orchestrator.config.values.sbatch import SBATCH, SRUN, TOKEN, option_fault
 
 _WORD_HINT = "letters, digits and _.,:;+@%/[]()*&|!=- only, without blanks"
@@ -34,15 +42,24 @@ Word = Annotated[
 ]
 
 
-def _srun(values: tuple[str, ...]) -> tuple[str, ...]:
-    faults = [
-        Fault((i,), *fault)
-        for i, option in enumerate(values)
-        if (fault := option_fault(option, SRUN)) is not None
-    ]
-    if faults:
-        raise bundle(tuple(faults))
-    return values
+def _options(allowed: Collection[str] | None) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def check(values: tuple[str, ...]) -> tuple[str, ...]:
+        faults = [
+            Fault((i,), *fault)
+            for i, option in enumerate(values)
+            if (fault := option_fault(option, allowed)) is not None
+        ]
+        if faults:
+            raise bundle(tuple(faults))
+        return values
+
+    return check
+
+
+SrunOptions = Annotated[Texts, AfterValidator(_options(SRUN))]
+PlainOptions = Annotated[Texts, AfterValidator(_options(None))]
+"""Whatever is not set by this program: the last barrier before a batch file."""
+GpuRequest = Literal["gpus-per-node", "gres", "none"]
 
 
 class SlurmSection(Section):
@@ -63,9 +80,23 @@ class SlurmSection(Section):
     options: Texts = Field(
         default=(), description="Further options of sbatch: --name or --name=value."
     )
-    srun_options: Annotated[Texts, AfterValidator(_srun)] = Field(
-        default=(), description="Further options of srun."
+    srun_options: SrunOptions = Field(default=(), description="Further options of srun.")
+
+
+class SlurmSettings(SlurmSection):
+    """The resolved block: what of the job and the site the batch file needs."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    gpu_request: GpuRequest = Field(
+        default="gpus-per-node",
+        description="How GPUs are asked for; none: by the constraint, or whole nodes.",
     )
+    gres: Word = Field(default="gpu", description="Name of the generic resource, for --gres.")
+    options: PlainOptions = ()
+    srun_options: PlainOptions = ()
+
+    _without_nulls = model_validator(mode="before")(without_nulls)
 
 
 def sbatch_faults(options: tuple[str, ...], more: tuple[str, ...]) -> list[Fault]:

@@ -6,10 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.config.arguments import table
 from orchestrator.config.arguments.deepspeed import KNOWN, OURS, ZERO
 from orchestrator.config.checks.training import zero3_fault
-from orchestrator.config.faults import Fault, Path
+from orchestrator.config.faults import Fault, Path, shown
 from orchestrator.config.values.suggest import did_you_mean
 from orchestrator.contract.plan import BatchPlan
 
@@ -110,7 +109,7 @@ def _zero(user: Mapping[str, Any], quantized: bool, stage: int | None) -> Iterat
 def _stage(own: Any, quantized: bool, stage: int | None) -> Iterator[Fault]:
     path = ("zero_optimization", "stage")
     if type(own) is not int or own not in (1, 2, 3):
-        yield Fault(path, f"must be 1 or 2, not {table.shown(own)}")
+        yield Fault(path, f"must be 1 or 2, not {shown(own)}")
     elif stage is not None and own != stage:
         yield Fault(path, f"{own} contradicts deepspeed.stage: {stage}", "give it once")
     elif own == 3:
@@ -122,14 +121,14 @@ def _batch(user: Mapping[str, Any], batch: BatchPlan) -> Iterator[Fault]:
     if micro not in ("auto", batch.micro):
         yield Fault(
             ("train_micro_batch_size_per_gpu",),
-            f"{table.shown(micro)} contradicts training.per_device_train_batch_size: {batch.micro}",
+            f"{shown(micro)} contradicts training.per_device_train_batch_size: {batch.micro}",
             "use auto",
         )
     accumulation = user.get(_ACCUMULATION, "auto")
     if accumulation not in ("auto", batch.accumulation):
         yield Fault(
             (_ACCUMULATION,),
-            f"{table.shown(accumulation)} contradicts "
+            f"{shown(accumulation)} contradicts "
             f"training.gradient_accumulation_steps: {batch.accumulation}",
             "use auto",
         )
@@ -137,7 +136,7 @@ def _batch(user: Mapping[str, Any], batch: BatchPlan) -> Iterator[Fault]:
     if total not in ("auto", batch.global_batch):
         yield Fault(
             ("train_batch_size",),
-            f"the global batch {table.shown(total)} is not {batch.micro} (micro-batch) x "
+            f"the global batch {shown(total)} is not {batch.micro} (micro-batch) x "
             f"{batch.accumulation} (accumulation) x {batch.world_size} (GPUs) "
             f"= {batch.global_batch}",
             "use auto, or change the factors",
@@ -188,4 +187,4 @@ def _match(path: Path, given: Any, wanted: Any, word: str) -> Iterator[Fault]:
     if given == "auto" or (given == wanted and isinstance(given, bool) == isinstance(wanted, bool)):
         return
     value = str(wanted).lower() if isinstance(wanted, bool) else wanted
-    yield Fault(path, f"{table.shown(given)} contradicts training.{word}: {value}", "use auto")
+    yield Fault(path, f"{shown(given)} contradicts training.{word}: {value}", "use auto")

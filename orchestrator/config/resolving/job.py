@@ -32,9 +32,6 @@ from orchestrator.contract.resolved import (
 DEFAULT_EVERY_MINUTES = 30.0
 """Minutes between checkpoints where the job names no interval."""
 
-TEMPLATE_FIELDS = ("template", "templates_dir", "frozen")
-"""Fields of a resolved block that say which template it is rendered with (`templates.find`)."""
-
 _FILLED: Mapping[Block, tuple[str, ...]] = {
     "training": (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -108,22 +105,17 @@ def resolve(
 
 def site_faults(job: JobSpec, site: SiteConfig) -> tuple[Fault, ...]:
     """What the site refuses of a job."""
-    hint = "use --template of `submit`, which a site may allow or not"
-    found = tuple(
-        Fault(("kubernetes", name), "is not for job files", hint)
-        for name in TEMPLATE_FIELDS
-        if name in job.kubernetes
-    )
-    return (*found, *slurm_faults(job, site)) if job.backend == "slurm" else found
+    return slurm_faults(job, site) if job.backend == "slurm" else ()
 
 
 def _kubernetes(job: JobSpec, site: SiteConfig, template: str | None) -> dict[str, Any]:
     """The job's block upon the site's, with where its template is to be found."""
+    given = job.kubernetes.model_dump(mode="json", exclude_unset=True)
     if job.backend != "kubernetes":
-        return dict(job.kubernetes)
+        return given
     said = site.kubernetes.model_dump(mode="json", exclude_defaults=True)
     found = {"template": template, "templates_dir": site.templates_dir}
-    return {**said, **job.kubernetes, **{k: v for k, v in found.items() if v is not None}}
+    return {**said, **given, **{k: v for k, v in found.items() if v is not None}}
 
 
 def _slurm(

@@ -47,18 +47,14 @@ def resolve_slurm(
     given, rules = job.slurm, site.slurm
     gpu = _gpu(job, rules)
     block = {
+        **given.model_dump(mode="json"),
         "partition": _partition(job, rules),
         "qos": given.qos or rules.qos,
         "account": given.account or rules.account,
-        "reservation": given.reservation,
         "constraint": _both(given.constraint, gpu.constraint if gpu else None),
-        "exclude": given.exclude,
-        "comment": given.comment,
         "gpu_request": rules.gpu_request,
         "gres": rules.gres,
         "gpu_type": gpu.type if gpu else given.gpu_type or rules.gpu_type,
-        "signal_s": given.signal_s,
-        "options": list(given.options),
         "srun_options": [*rules.srun_options, *given.srun_options],
         "modules": list(rules.modules),
         "setup": list(rules.setup),

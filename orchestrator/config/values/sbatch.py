@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from orchestrator.config.values.suggest import did_you_mean
+
 TOKEN = re.compile(r"[A-Za-z0-9_.,:;+@%/\[\]()*&|!=-]+")
 """A value without blanks, quotes, backslash or `#`, all of which sbatch would interpret."""
 
@@ -50,10 +52,11 @@ SRUN = frozenset(
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=([A-Za-z0-9_.,:;+@%/\[\]()*&|!=-]+))?")
 
 
-def option_fault(option: str, allowed: Collection[str]) -> tuple[str, str] | None:
-    """What is wrong with `--name` or `--name=value`, and the cure; None if nothing is."""
-    from orchestrator.config.values.suggest import did_you_mean, nearest
+def option_fault(option: str, allowed: Collection[str] | None) -> tuple[str, str] | None:
+    """What is wrong with `--name` or `--name=value`, and the cure; None if nothing is.
 
+    allowed: names of options; None = every one that is not ours.
+    """
     found = _OPTION.fullmatch(option)
     if found is None:
         return (
@@ -61,12 +64,11 @@ def option_fault(option: str, allowed: Collection[str]) -> tuple[str, str] | Non
             "write --name or --name=value, without blanks or quotes",
         )
     name = found[1]
-    if name in allowed:
-        return None
     if name in OURS:
         return f"--{name} is set by qvl-orchestrate", _elsewhere(name)
-    near = nearest(name, allowed)
-    hint = did_you_mean(name, allowed) if near else None
+    if allowed is None or name in allowed:
+        return None
+    hint = did_you_mean(name, allowed)
     return f"--{name} is not allowed here", hint or "ask your administrator: allow_options"
 
 

@@ -239,7 +239,8 @@ def test_how_long_a_run_may_go_unsaved(folder: Folder) -> None:
 
 
 def test_paths_of_a_pod_are_not_looked_at(folder: Folder) -> None:
-    pod = ["backend=kubernetes", "model.path=/mnt/model", "data.train=/mnt/train.json"]
+    pod = ["backend=kubernetes", "kubernetes.image=a", "model.path=/mnt/model"]
+    pod.append("data.train=/mnt/train.json")
     assert folder.resolve(*pod).model.path == "/mnt/model"
     assert "nowhere is not a folder" in folder.said(*pod, "model.path=./nowhere")
 

@@ -105,6 +105,16 @@ REFUSALS = [
     ("model.path=''", "must not be empty", ""),
     ("model.revision=abc", "a folder has no revision", "remove it"),
     ("max_length=0", "must be at least 1, not 0", ""),
+    ("slurm.partitoin=a", "unknown field", "did you mean partition?"),
+    ("slurm.template=/t", "unknown field", "use --template of `submit`"),
+    ("kubernetes.imag=x", "kubernetes.imag: unknown field", "did you mean image?"),
+    ("kubernetes.image='a b'", "'a b' is no name of an image", ""),
+    ("kubernetes.image_pull_policy=always", "must be Always, IfNotPresent", "mean Always?"),
+    ("kubernetes.env.QVL_SPEC=x", "kubernetes.env.QVL_SPEC: cannot be set here", ""),
+    ("kubernetes.env={HF_TOKEN: x}", "looks like a secret", "secrets: [HF_TOKEN]"),
+    ("kubernetes.volumes=[{pth: /x}]", "kubernetes.volumes[0].pth: unknown", "did you mean path?"),
+    ("kubernetes.controller=daemon", "must be process, job, deployment or none", ""),
+    ("backend=kubernetes", "kubernetes.image: is missing", "name an image"),
 ]
 
 
@@ -225,3 +235,21 @@ def test_variables_that_load_code_into_every_process_are_refused(folder: Folder,
 
 def test_variables_that_say_where_things_are_looked_for_are_not(folder: Folder) -> None:
     folder.resolve("env.PATH=/opt/cuda/bin:/usr/bin", "env.PYTHONPATH=/opt/mine")
+
+
+def test_every_fault_of_a_backend_s_block_is_told_with_its_line(folder: Folder) -> None:
+    block = "kubernetes:\n  imag: a\n  shm_gb: -1\n  volumes:\n  - {path: x, claim: c}\n"
+    folder.job.write_text(folder.job.read_text() + block)
+    first = len(folder.job.read_text().splitlines()) - 4
+    found = [(f.place.line - first, f.path) for f in folder.faults().faults if f.place]
+    assert found == [
+        (1, ("kubernetes", "imag")),
+        (2, ("kubernetes", "shm_gb")),
+        (4, ("kubernetes", "volumes", 0, "path")),
+    ]
+
+
+def test_numbers_are_text_where_the_field_is(folder: Folder) -> None:
+    job = folder.resolve("slurm.account=007", "kubernetes.namespace=12")
+    assert job.slurm["account"] == "007"
+    assert job.kubernetes["namespace"] == "12"

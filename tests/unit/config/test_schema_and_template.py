@@ -156,3 +156,13 @@ def test_init_mentions_every_setting_that_has_an_effect() -> None:
         for name, field in entry["properties"].items():
             mentioned = re.search(rf"\b{name}:", text) is not None
             assert mentioned != bool(field.get("deprecated")), name
+
+
+def test_the_schema_knows_the_fields_of_backends() -> None:
+    defined = json_schema()["$defs"]
+    for name in ("SlurmSection", "KubernetesSection", "Mount", "Toleration"):
+        assert defined[name]["additionalProperties"] is False
+    assert defined["KubernetesSection"]["properties"]["image_pull_policy"]["anyOf"][0] == {
+        "enum": ["Always", "IfNotPresent", "Never"],
+        "type": "string",
+    }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.backends.kubernetes import manifest, values
 from orchestrator.backends.kubernetes.backend import KubernetesBackend
-from orchestrator.backends.kubernetes.settings import parse_settings
+from orchestrator.config.settings import kubernetes_settings
 from orchestrator.contract.jsonio import from_json, loads
 from orchestrator.contract.resolved import PreemptionSpec, ResolvedJob
 from orchestrator.contract.spec import TrainSpec
@@ -216,7 +216,7 @@ def test_a_template_that_gives_no_job(tmp_path: Path, body: str) -> None:
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ({}, "image is missing"),
+        ({}, "kubernetes.image: is missing"),
         ({"image": "a b"}, "no name of an image"),
         ({"imge": "x"}, "unknown field"),
         ({"namespace": "../x"}, "no namespace"),
@@ -225,12 +225,12 @@ def test_a_template_that_gives_no_job(tmp_path: Path, body: str) -> None:
         ({"volumes": [{"path": "x", "claim": "c"}]}, "no absolute path"),
         ({"volumes": [{"path": "/x", "claim": "c", "host_path": "/y"}]}, "give claim"),
         ({"volumes": [{"path": "/x", "claim": "c", "sub_path": "../y"}]}, "no sub_path"),
-        ({"volumes": [{"pth": "/x"}]}, "fields:"),
-        ({"volumes": "x"}, "a list"),
-        ({"node_selector": {"a": 1}}, "texts"),
-        ({"tolerations": [{"kee": "x"}]}, "fields:"),
-        ({"run_as_user": True}, "number of a user"),
-        ({"shm_gb": -1}, "size in GB"),
+        ({"volumes": [{"pth": "/x"}]}, "kubernetes.volumes[0].pth: unknown field"),
+        ({"volumes": "x"}, "kubernetes.volumes: must be a list"),
+        ({"node_selector": {"a": 1}}, "kubernetes.node_selector.a: must be text, not 1"),
+        ({"tolerations": [{"kee": "x"}]}, "kubernetes.tolerations[0].kee: unknown field"),
+        ({"run_as_user": True}, "kubernetes.run_as_user: must be a whole number, not true"),
+        ({"shm_gb": -1}, "kubernetes.shm_gb: must be more than 0, not -1"),
         ({"image_pull_policy": "always"}, "IfNotPresent"),
         ({"env": {"QVL_SPEC": "x"}}, "cannot be set"),
         ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret"),
@@ -241,7 +241,7 @@ def test_a_template_that_gives_no_job(tmp_path: Path, body: str) -> None:
 def test_settings_that_cannot_be(block: dict[str, Any], words: str) -> None:
     given_ = block if not block or "image" in block else {"image": "i", **block}
     with pytest.raises(UserError) as caught:
-        parse_settings(given_)
+        kubernetes_settings(given_)
     assert words in str(caught.value)
 
 

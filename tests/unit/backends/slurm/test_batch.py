@@ -155,9 +155,9 @@ def test_the_notice_before_the_limit_leaves_time_to_train(
         ({"options": ["--output=/etc/passwd"]}, "set by qvl-orchestrate"),
         ({"options": ["-p x"]}, "no plain option"),
         ({"options": ["--nice=1\n#SBATCH --hold"]}, "no plain option"),
-        ({"options": "--nice"}, "a list of options"),
-        ({"signal_s": 0}, "no number of seconds"),
-        ({"partition": 1.5}, "no text"),
+        ({"options": "--nice"}, "slurm.options: must be a list"),
+        ({"signal_s": 0}, "slurm.signal_s: must be at least 1, not 0"),
+        ({"partition": 1.5}, "slurm.partition: must be text, not 1.5"),
         ({"gpu_request": "all"}, "slurm.gpu_request"),
     ],
 )

@@ -36,11 +36,11 @@ def test_values_are_read() -> None:
     ("text", "what"),
     [
         ("a = 1\ngroup_sharin = true\n", "site.toml:2 group_sharin: unknown field; did you mean"),
-        ("zz = 1\n", "site.toml:1 zz: unknown field; known: group_sharing, "),
+        ("zz = 1\n", "site.toml:1 zz: unknown field; known here: group_sharing, "),
         ("[zz]\nx = 1\n", "site.toml:1 zz: unknown field"),
-        ("max_parallel_runs = 0\n", "site.toml:1 max_parallel_runs: input should be greater"),
-        ("group_sharing = 1\n", "group_sharing: input should be a valid boolean, not 1"),
-        ("node_lost_s = nan\n", "node_lost_s: input should be"),
+        ("max_parallel_runs = 0\n", "site.toml:1 max_parallel_runs: must be at least 1, not 0"),
+        ("group_sharing = 1\n", "group_sharing: must be true or false, not 1"),
+        ("node_lost_s = nan\n", "node_lost_s: must be a finite number, not nan"),
         ("survives = \n", "not TOML"),
     ],
 )

@@ -31,5 +31,7 @@ def test_the_site_chooses_and_a_job_may_choose_otherwise(folder: Folder) -> None
 
 
 def test_what_is_no_choice_is_refused_with_its_line() -> None:
-    with pytest.raises(UserError, match=r"site.toml:2 kubernetes.controller: .*'deployment'"):
+    with pytest.raises(
+        UserError, match=r"site.toml:2 kubernetes.controller: must be process, job, deployment"
+    ):
         parse_site(b'[kubernetes]\ncontroller = "daemon"\n', "site.toml")
