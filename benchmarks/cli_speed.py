@@ -27,7 +27,7 @@ from orchestrator.clock import SystemClock, iso  # noqa: E402
 from orchestrator.contract import layout  # noqa: E402
 from orchestrator.contract.jsonio import pretty, to_json  # noqa: E402
 from orchestrator.contract.summary import RunSummary  # noqa: E402
-from orchestrator.controller.rows import blank_row, with_summary  # noqa: E402
+from orchestrator.controller.status_rows import blank_row, with_summary  # noqa: E402
 from orchestrator.registry.store import Registry, RunEntry  # noqa: E402
 from orchestrator.storage.opening import open_storage  # noqa: E402
 

@@ -42,7 +42,7 @@ from orchestrator.contract.resolved import (  # noqa: E402
     Resources,
 )
 from orchestrator.contract.spec import StartFrom  # noqa: E402
-from orchestrator.controller.rows import blank_row, with_summary  # noqa: E402
+from orchestrator.controller.status_rows import blank_row, with_summary  # noqa: E402
 from orchestrator.operations.submit import SiteSettings, make_spec  # noqa: E402
 from orchestrator.registry.store import Registry, RunEntry  # noqa: E402
 from orchestrator.run_directory import attempts  # noqa: E402

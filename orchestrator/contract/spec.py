@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.contract.continuity import Interrupted
+from orchestrator.contract.interrupted import Interrupted
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 
@@ -108,7 +108,7 @@ class Assignment:
     allow_change: tuple[str, ...] = ()
     """Fields of the resume contract that the user allowed to differ."""
     conditions: str = ""
-    """Digest of what decides the losses from a given state (domain.continuity.conditions)."""
+    """Digest of what decides the losses from a given state (domain.recompute.conditions)."""
     expected: tuple[Interrupted, ...] = ()
     """What an earlier attempt computed of the first step, and this one must compute again."""
     schema: int = 1

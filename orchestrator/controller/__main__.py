@@ -13,10 +13,10 @@ import sys
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.contract.records import LeaseRecord
 from orchestrator.controller import trust
+from orchestrator.controller.backoff import FAULTS, Trouble, as_error, tell
 from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, newest
 from orchestrator.controller.loop import follow
 from orchestrator.controller.run import Run, open_entry, open_run
-from orchestrator.controller.trouble import FAULTS, Trouble, as_error, tell
 from orchestrator.errors import NewerVersion, NoSuchRun, StorageError, UserError
 from orchestrator.registry.rebuild import read_entry
 from orchestrator.registry.store import Registry, default_state_dir

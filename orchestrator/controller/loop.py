@@ -13,11 +13,11 @@ from typing import BinaryIO
 from orchestrator.backends.base import JobRef, RemembersRuns, Wakes, load_backend
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.controller import rows, trust
+from orchestrator.controller import status_rows, trust
+from orchestrator.controller.backoff import FAULTS, Trouble, as_error, file_system, is_gone
 from orchestrator.controller.lease import FLEET_TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
-from orchestrator.controller.trouble import FAULTS, Trouble, as_error, file_system, is_gone
 from orchestrator.controller.trust import ONLY_US, Trusted
 from orchestrator.errors import CheckpointError, NewerVersion, NoSuchRun, QvlError
 from orchestrator.registry import faults
@@ -72,7 +72,7 @@ def _pause(run: Run, step: Step, clock: Clock) -> None:
     """Wait until the job has ended, or it is time for a full pass."""
     poll_s = run.backend.capabilities.poll_s
     until = clock.monotonic() + REFRESH_S
-    job = rows.job_of(step.row)
+    job = status_rows.job_of(step.row)
     clock.sleep(poll_s)
     if job is not None and isinstance(run.backend, Wakes):
         run.backend.wait(until - clock.monotonic(), job)
@@ -118,7 +118,7 @@ def ask_ahead(registry: Registry, entries: Sequence[RunEntry]) -> None:
     """
     jobs: dict[str, list[JobRef]] = {}
     for entry in entries:
-        job = rows.job_of(entry.row or {})
+        job = status_rows.job_of(entry.row or {})
         if job is not None and not entry.final:
             jobs.setdefault(entry.backend, []).append(job)
     for name, refs in jobs.items():

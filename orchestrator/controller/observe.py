@@ -16,7 +16,7 @@ from orchestrator.controller.run import Run
 from orchestrator.domain.facts import BackendPhase, Policy, RunFacts
 from orchestrator.errors import CheckpointError, RecordDamaged, Unreachable
 from orchestrator.helper.gather import last_words
-from orchestrator.run_directory import attempts, evidence, witness
+from orchestrator.run_directory import attempts, evidence, log_integrity
 from orchestrator.run_directory.runlog import LogView
 
 LOST_AFTER = 5.0
@@ -77,7 +77,7 @@ def observe(run: Run) -> Seen:
         ending = "cancelled"
     log_fault = ""
     if phase in ("gone", "absent") and not view.is_done():
-        log_fault = witness.fault(run.storage, view, every_claim)
+        log_fault = log_integrity.fault(run.storage, view, every_claim)
         damage = log_fault or damage
     failed, taken = evidence.unclaimed(submissions, claims, ending)
     came = _arrivals(run, newest, claims, seen)

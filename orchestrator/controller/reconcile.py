@@ -14,7 +14,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import SubmissionId, SubmissionRecord, encode_record
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.controller import litter, nodes, rows
+from orchestrator.controller import leftovers, node_exclusion, status_rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import (
@@ -61,7 +61,7 @@ def reconcile(run: Run) -> Step:
     with suppress(StorageError):
         # Only readers in a hurry miss it.
         run.log.keep_copy()
-    nodes.note_deaths(run, seen)
+    node_exclusion.note_deaths(run, seen)
     if seen.lingers and seen.job is not None and isinstance(run.backend, RemembersRuns):
         run.backend.end(seen.job, seen.facts.ending, seen.facts.detail)
     decision = decide(seen.facts)
@@ -82,35 +82,35 @@ def reconcile(run: Run) -> Step:
     elif isinstance(decision, Hold) and seen.facts.stuck and seen.job is not None:
         _withdraw(run, seen.job, decision)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
-    row = rows.full_row(run, seen, decision, state)
+    row = status_rows.full_row(run, seen, decision, state)
     if full is not None:
-        row = rows.waiting_row(row, full)
+        row = status_rows.waiting_row(row, full)
     if waits is not None:
-        row = rows.storage_row(row, waits, run.clock.now())
+        row = status_rows.storage_row(row, waits, run.clock.now())
     _record_end(run, seen, decision, state, row)
     # A finished run is looked after until its job is, so that nothing is left of that.
     remembers = isinstance(run.backend, RemembersRuns)
     over = not (remembers and isinstance(decision, Finish) and seen.there)
-    kept = {**row, rows.RECORDED: state.value}
+    kept = {**row, status_rows.RECORDED: state.value}
     run.registry.saw(run.run_id, kept, final=over and state in FINAL, at=run.clock.now())
     return Step(state, decision, row, over)
 
 
 def _tell_damage(run: Run, seen: Seen) -> None:
     """Say once of each damaged record that it is passed over."""
-    known = (run.registry.find(run.run_id).row or {}).get(rows.DAMAGED) or []
+    known = (run.registry.find(run.run_id).row or {}).get(status_rows.DAMAGED) or []
     if news := [path for path in seen.damaged if path not in known]:
         run.event("damaged_records", {"paths": news})
 
 
-def storage_waits(run: Run, seen: Seen, decision: Requeue) -> rows.StorageWait | None:
+def storage_waits(run: Run, seen: Seen, decision: Requeue) -> status_rows.StorageWait | None:
     """None if the run may be submitted; else for what it waits: a storage that takes no writes is
     tried again, ever less often, for as long as that takes.
     """
     if not decision.storage:
         return None
     now = run.clock.now()
-    before = rows.StorageWait.of(run.registry.find(run.run_id).row)
+    before = status_rows.StorageWait.of(run.registry.find(run.run_id).row)
     if before is not None and now < before.next_at:
         return before
     live = live_commits(seen.view)
@@ -119,7 +119,7 @@ def storage_waits(run: Run, seen: Seen, decision: Requeue) -> rows.StorageWait |
     except StorageError as fault:
         tries = 1 if before is None else before.tries + 1
         pause = min(STORAGE_CAP_S, STORAGE_WAIT_S * 2.0 ** min(tries - 1, 16))
-        return rows.StorageWait(fault.message, now + pause, tries)
+        return status_rows.StorageWait(fault.message, now + pause, tries)
     return None
 
 
@@ -145,7 +145,7 @@ def _record_end(
     run: Run, seen: Seen, decision: Decision, state: State, row: dict[str, Any]
 ) -> None:
     """Say once in the run's events how it ended; forget its secrets when they are not needed."""
-    before = rows.recorded(run.registry.find(run.run_id).row or {})
+    before = status_rows.recorded(run.registry.find(run.run_id).row or {})
     if isinstance(decision, Finish):
         _restore_done(run, seen)
     if isinstance(decision, Cancel) and not seen.facts.tombstone:
@@ -157,7 +157,7 @@ def _record_end(
     if before == state:
         return
     if state in FINAL:
-        litter.sweep(run, seen.view)
+        leftovers.sweep(run, seen.view)
     if isinstance(decision, Hold | Fail):
         kind = "held" if isinstance(decision, Hold) else "failed"
         run.event(
@@ -244,8 +244,8 @@ def hand_over(run: Run, record: SubmissionRecord) -> JobRef:
     job = run.job(record.spec.resolved)
     avoided = []
     if run.backend.capabilities.excludes_nodes:
-        avoided = list(nodes.excluded(run.registry, run.clock.now()))
-    wanted = nodes.keeping_away(job, avoided)
+        avoided = list(node_exclusion.excluded(run.registry, run.clock.now()))
+    wanted = node_exclusion.keeping_away(job, avoided)
     try:
         taken = _given(run, wanted, record)
     except UserError:

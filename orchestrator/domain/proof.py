@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.contract.continuity import Interrupted, MicroBatch, apart, difference
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import Interrupted, MicroBatch, apart, difference
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.proof import NAMES, of_manifest
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.contract.continuity import apart
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import apart
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.proof import NAMES, of_manifest
 from orchestrator.domain.proof import Check

@@ -1,7 +1,7 @@
 """The resume contract: what must be equal for a continuation to be the same run.
 
 Facts are a flat mapping of dotted names to plain values, stored in every manifest and
-collected anew by every attempt (`helper.facts`).
+collected anew by every attempt (`run_directory.resume_facts`).
 """
 
 from __future__ import annotations

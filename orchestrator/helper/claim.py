@@ -19,11 +19,11 @@ from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_st
 from orchestrator.domain.verdict import attempt_verdict
 from orchestrator.errors import CheckpointError, NotOwner, RecordDamaged, StorageError
 from orchestrator.helper.gather import Gathering
-from orchestrator.helper.meeting import meeting_point
+from orchestrator.helper.rendezvous import meeting_point
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.checkpoints import live_commits, read_manifest
+from orchestrator.run_directory.log_integrity import require_whole
 from orchestrator.run_directory.runlog import LogView, RunLog
-from orchestrator.run_directory.witness import require_whole
 from orchestrator.storage.protocol import Storage
 
 POLL_S = 0.2

@@ -23,8 +23,8 @@ from orchestrator.errors import (
     StorageError,
     UserError,
 )
-from orchestrator.helper import reading
-from orchestrator.helper.keeper import Keeper
+from orchestrator.helper import inputs
+from orchestrator.helper.retention import Keeper
 from orchestrator.run_directory import attempts, evidence
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.protocol import NotFound, Storage
@@ -130,7 +130,7 @@ def starts_again(
         served = unstored.notice not in (None, CANCEL) and unstored.cause != CANCELLED
         return served and code in PREEMPTIONS
     try:
-        job = reading.job(storage, spec.resolved)
+        job = inputs.job(storage, spec.resolved)
         return evidence.starts_again(storage, log, job, spec.submission)
     except QvlError:
         return False

@@ -17,23 +17,23 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint, TrainSpec
 from orchestrator.contract.summary import RunSummary
 from orchestrator.contract.wire import Message, encode
-from orchestrator.domain.continuity import conditions
+from orchestrator.domain.recompute import conditions
 from orchestrator.errors import CheckpointError, NotOwner, QvlError, StorageError
-from orchestrator.helper import ending, history, reading
-from orchestrator.helper import facts as fact_sheet
+from orchestrator.helper import ending, history, inputs
 from orchestrator.helper.cause import Cause, Witness
-from orchestrator.helper.choose import Chooser
 from orchestrator.helper.claim import Claimed, Claimer
-from orchestrator.helper.continuity import Lookup
-from orchestrator.helper.copying import NodeCopies
+from orchestrator.helper.expected_losses import Lookup
 from orchestrator.helper.gather import NoticeMet
 from orchestrator.helper.inbox import Inbox
 from orchestrator.helper.journal import Journal, SummaryWriter
-from orchestrator.helper.keeper import Keeper
-from orchestrator.helper.patient import START_S, patiently
+from orchestrator.helper.retention import Keeper
+from orchestrator.helper.retry import START_S, patiently
+from orchestrator.helper.selector import Chooser
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
-from orchestrator.helper.watch import PeerEnded, Watcher
+from orchestrator.helper.watcher import PeerEnded, Watcher
 from orchestrator.run_directory import attempts
+from orchestrator.run_directory import resume_facts as fact_sheet
+from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.protocol import HasReserve, Storage
@@ -111,7 +111,7 @@ class Session:
 
     def _begin(self, *, rejoin: bool) -> ResolvedJob:
         """The attempt, claimed and opened. May be repeated: what is claimed already stays."""
-        job = reading.job(self._storage, self._spec.resolved)
+        job = inputs.job(self._storage, self._spec.resolved)
         self._claimed = self._claimer.rejoin() if rejoin else self._claimer.claim(job)
         self._open(job)
         return job
@@ -199,7 +199,7 @@ class Session:
         if claimed.slot.slot != 0:
             seconds = self._spec.node_lost_s * 5
             number = claimed.claim.attempt
-            return reading.start_point(self._storage, self._clock, number, seconds)
+            return inputs.start_point(self._storage, self._clock, number, seconds)
         chooser = Chooser(
             self._storage,
             self._log,
@@ -211,7 +211,7 @@ class Session:
             self._own_copies(),
             local_tier(job.checkpoint, self._spec.run_id),
         )
-        point = chooser.choose(reading.submission(self._storage, self._spec.submission).start)
+        point = chooser.choose(inputs.submission(self._storage, self._spec.submission).start)
         attempts.write_start(self._storage, claimed.claim.attempt, point)
         if self._summary is not None:
             lost, exact = history.lost_steps(

@@ -14,7 +14,7 @@ from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, StartKind, TrainSpec
-from orchestrator.controller import lease, rows, trust
+from orchestrator.controller import lease, status_rows, trust
 from orchestrator.controller.observe import Seen, observe
 from orchestrator.controller.reconcile import forget_secrets, secrets_path
 from orchestrator.controller.run import Run
@@ -31,7 +31,7 @@ from orchestrator.operations.submit import (
 )
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.checkpoints import live_commits, read_manifest
-from orchestrator.run_directory.witness import require_whole
+from orchestrator.run_directory.log_integrity import require_whole
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import NotFound
 
@@ -168,9 +168,9 @@ def _with_secrets(run: Run, spec: TrainSpec, job: ResolvedJob) -> TrainSpec:
 
 def _reopen(run: Run) -> None:
     """No longer final or cancelled: controllers and `status` look at the run again."""
-    before = run.entry.row or rows.blank_row(run.entry)
+    before = run.entry.row or status_rows.blank_row(run.entry)
     news = {"state": State.QUEUED.value, "reason": None, "message": None, "next": None}
-    news |= {rows.RECORDED: State.QUEUED.value}
+    news |= {status_rows.RECORDED: State.QUEUED.value}
     run.registry.saw(run.run_id, {**before, **news}, final=False, at=run.clock.now())
     run.storage.delete(layout.TOMBSTONE)
 

@@ -13,13 +13,13 @@ from orchestrator.contract.manifest import FileEntry
 from orchestrator.contract.records import LogRecord
 from orchestrator.controller.observe import observe
 from orchestrator.controller.run import Run
-from orchestrator.domain.choose import best, to_retire
+from orchestrator.domain.selection import best, to_retire
 from orchestrator.errors import CheckpointError, NotOwner, UserError
 from orchestrator.operations.actions import is_live
-from orchestrator.run_directory import checkpoints, copies
+from orchestrator.run_directory import checkpoints, private_folder
 from orchestrator.run_directory.evaluations import read_evaluations
+from orchestrator.run_directory.log_integrity import require_whole
 from orchestrator.run_directory.runlog import LogView, RunLog
-from orchestrator.run_directory.witness import require_whole
 from orchestrator.storage.protocol import HasUploads, PendingUpload, Storage
 
 STATES = {"retire": "retired", "bad": "bad"}
@@ -93,7 +93,7 @@ def pull(run: Run, record: LogRecord, folder: Path, on_file: OnFile) -> Path:
     except OSError as fault:
         raise UserError(f"{target}: {fault.strerror or fault}") from None
     finally:
-        copies.remove(half)
+        private_folder.remove(half)
     return target
 
 

@@ -19,12 +19,12 @@ from orchestrator.contract.regular import open_regular
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom
 from orchestrator.controller.run import Run
-from orchestrator.domain.choose import candidates
 from orchestrator.domain.resume import compare, refusal
+from orchestrator.domain.selection import candidates
 from orchestrator.errors import CheckpointError, ContractRefused, StorageError, UserError
-from orchestrator.helper import facts
-from orchestrator.helper.copying import check_adapter
+from orchestrator.run_directory import resume_facts
 from orchestrator.run_directory.checkpoints import live_commits, read_manifest
+from orchestrator.run_directory.node_copies import check_adapter
 from orchestrator.run_directory.runlog import LogView
 from orchestrator.storage.opening import is_remote, open_storage
 from orchestrator.storage.posix import PosixStorage
@@ -90,7 +90,7 @@ def check_start(
     if found is None:
         return
     name, manifest = found
-    now = {**facts.declared(job), **_files_here(job)}
+    now = {**resume_facts.declared(job), **_files_here(job)}
     saved = {k: v for k, v in manifest.facts.items() if k in now or k.startswith(_DECLARED)}
     text = refusal(compare(saved, now, allowed=allowed), name)
     if text is not None:
@@ -135,11 +135,11 @@ def _files_here(job: ResolvedJob) -> Mapping[str, Any]:
     with suppress(OSError):
         for which, index in (("train", job.data.train), ("eval", job.data.eval)):
             if index is not None and Path(index).stat().st_size <= INDEX_BYTES:
-                found[f"data.{which}"] = facts.file_sha256(Path(index))
+                found[f"data.{which}"] = resume_facts.file_sha256(Path(index))
     code = [Path(path) for path in job.code]
     with suppress(OSError):
         if all(path.exists() for path in code):
-            found["code.digest"] = facts.tree_digest(code)
+            found["code.digest"] = resume_facts.tree_digest(code)
     return found
 
 

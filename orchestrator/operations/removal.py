@@ -16,7 +16,7 @@ from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.controller import rows
+from orchestrator.controller import status_rows
 from orchestrator.controller.observe import observation
 from orchestrator.controller.reconcile import secrets_path
 from orchestrator.controller.run import Run
@@ -93,7 +93,7 @@ def stop_blindly(run: Run) -> None:
     job = _live_job(run)
     if job is not None:
         run.backend.cancel(job)
-    row = run.entry.row or rows.blank_row(run.entry)
+    row = run.entry.row or status_rows.blank_row(run.entry)
     ended = {"state": State.CANCELLED.value, "reason": "cancelled", "next": None}
     run.registry.saw(run.run_id, {**row, **ended}, final=True, at=now)
 
@@ -131,7 +131,7 @@ def _remove_objects(storage: Storage) -> None:
 
 def _live_job(run: Run) -> JobRef | None:
     """The job that the registry knows of the run, if it may be at work."""
-    job = rows.job_of(run.entry.row or {})
+    job = status_rows.job_of(run.entry.row or {})
     if job is None:
         return None
     seen = observation(run, job)

@@ -16,7 +16,7 @@ from orchestrator.controller.run import Run
 from orchestrator.domain.rebuild import FoundCommit, rebuild
 from orchestrator.errors import CheckpointError, NewerVersion, RecordDamaged, UserError
 from orchestrator.operations.actions import is_live
-from orchestrator.run_directory import attempts, checkpoints, witness
+from orchestrator.run_directory import attempts, checkpoints, log_integrity
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import hash_bytes, sha256
 from orchestrator.storage.protocol import NotFound, Storage
@@ -47,7 +47,7 @@ def examine(run: Run) -> Findings:
     storage, seen = run.storage, observe(run)
     claims = attempts.all_claims(storage)
     view = RunLog(storage, run.clock).read()
-    fault = witness.fault(storage, view, claims)
+    fault = log_integrity.fault(storage, view, claims)
     damaged = (*seen.damaged, *_of_attempts(storage))
     other = "" if seen.log_fault else seen.facts.damage
     if not fault:
@@ -104,7 +104,7 @@ def _replace_log(run: Run, records: Sequence[LogRecord]) -> str:
         data = encode_record(replace(record, prev=before))
         storage.put(layout.log_record(record.seq), data)
         before = sha256(data)
-    left = witness.fault(storage, RunLog(storage, run.clock).read())
+    left = log_integrity.fault(storage, RunLog(storage, run.clock).read())
     if left:
         raise RecordDamaged(f"the log was made anew, and is not whole: {left}")
     run.event("repaired", {"records": len(records), "old_log": copy}, writer="cli")

@@ -18,9 +18,9 @@ from orchestrator.config.resolving.slurm import resolve_slurm
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import QvlError, UserError
-from orchestrator.operations.rehearsal import Act, Script, rehearse
 from orchestrator.templates.check import Finding, Shape, check
 from orchestrator.templates.find import SLURM_TEMPLATE, Template, find_for
+from orchestrator.templates.rehearsal import Act, Script, rehearse
 from orchestrator.templates.render import render
 
 SHAPES = ((1, 1), (1, 8), (4, 8))

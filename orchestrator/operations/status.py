@@ -17,10 +17,10 @@ from orchestrator.clock import Clock, iso, parse_iso
 from orchestrator.contract import layout
 from orchestrator.contract.records import LeaseRecord
 from orchestrator.contract.summary import RunSummary
-from orchestrator.controller import lease, rows
+from orchestrator.controller import lease, status_rows
+from orchestrator.controller.backoff import FAULTS, as_error
 from orchestrator.controller.observe import backend_phase, observe
 from orchestrator.controller.run import Run, open_entry
-from orchestrator.controller.trouble import FAULTS, as_error
 from orchestrator.domain.decide import decide
 from orchestrator.domain.states import FINAL, State, state_of
 from orchestrator.errors import RecordDamaged
@@ -141,8 +141,8 @@ def _keep(registry: Registry, pending: dict[str, _Pending], found: dict[str, Sna
     for run_id, seen in found.items():
         before = pending[run_id].entry
         if seen.fault is None and seen.seen_at > before.seen_at:
-            recorded = rows.recorded(before.row or {})
-            row = {**seen.row, rows.RECORDED: recorded, rows.READ: True}
+            recorded = status_rows.recorded(before.row or {})
+            row = {**seen.row, status_rows.RECORDED: recorded, status_rows.READ: True}
             news.append((run_id, row, seen.final, seen.seen_at))
     try:
         registry.refreshed(news)
@@ -152,7 +152,7 @@ def _keep(registry: Registry, pending: dict[str, _Pending], found: dict[str, Sna
 
 
 def _stored(entry: RunEntry, fault: str | None = None) -> Snapshot:
-    row = entry.row or rows.blank_row(entry)
+    row = entry.row or status_rows.blank_row(entry)
     if fault is not None and not entry.seen_at:
         row = {**row, "state": State.UNKNOWN.value}
     return Snapshot(row, entry.seen_at, fault, entry.final)
@@ -186,30 +186,30 @@ def first_look(registry: Registry, clock: Clock, entry: RunEntry) -> Looked:
     that has ended is not read again.
     """
     if directory_gone(entry.uri):
-        row = rows.gone_row(entry.row or rows.blank_row(entry), entry.uri)
+        row = status_rows.gone_row(entry.row or status_rows.blank_row(entry), entry.uri)
         return Snapshot(row, entry.seen_at, _gone_words(entry), entry.final), None
     if entry.final:
         return _stored(entry), None
     run = open_entry(registry, entry, clock)
     free = run.backend.capabilities.free_to_ask
     now = clock.now()
-    known = entry.row or rows.blank_row(entry)
-    fresh_s = JUST_READ_S if known.get(rows.READ) else FRESH_S
+    known = entry.row or status_rows.blank_row(entry)
+    fresh_s = JUST_READ_S if known.get(status_rows.READ) else FRESH_S
     if not free and now - entry.seen_at < fresh_s:
         return _stored(entry), None
-    job = rows.job_of(known)
+    job = status_rows.job_of(known)
     phase = backend_phase(run, job) if free and job else None
     if free and known["state"] == State.HELD and phase != "running":
         return Snapshot(known, now), None
     look = _Look.of(run)
     if phase == "running" and look.summary is not None and known["state"] != State.CANCELLING:
         state = _live_state(known["state"], look.summary.phase)
-        row = rows.with_summary({**known, "state": state, "next": None}, look.summary)
-        row = rows.with_news(row, look.summary, run.storage, now)
+        row = status_rows.with_summary({**known, "state": state, "next": None}, look.summary)
+        row = status_rows.with_news(row, look.summary, run.storage, now)
         return Snapshot(look.attended(run, row), now), None
     row, fault = look.told(known, entry.seen_at)
     if row["state"] == State.RUNNING and look.summary is not None:
-        row = rows.with_news(row, look.summary, run.storage, now)
+        row = status_rows.with_news(row, look.summary, run.storage, now)
     return Snapshot(look.attended(run, row), now, fault), lambda: _whole(run, known, now)
 
 
@@ -247,7 +247,7 @@ class _Look:
             row["state"] = _live_state(known["state"], phase)
         else:
             row, missing = known, "its job was not asked in time"
-        return rows.with_summary(row, self.summary), missing
+        return status_rows.with_summary(row, self.summary), missing
 
     def attended(self, run: Run, row: dict[str, Any]) -> dict[str, Any]:
         return _attended(run, row, self.holder)
@@ -271,7 +271,7 @@ def _whole(run: Run, known: dict[str, Any], now: float) -> Snapshot:
 def _still_waiting(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What only a controller learns, why a submission was not taken, stays until it is taken."""
     kept = {name: known[name] for name in ("reason", "message")}
-    if known["reason"] == rows.FULL and found["backend_job_id"] is None:
+    if known["reason"] == status_rows.FULL and found["backend_job_id"] is None:
         return {**found, **kept}
     same = (known["state"], known["attempt"]) == (found["state"], found["attempt"])
     if known.get("storage_wait") and same:
@@ -291,7 +291,7 @@ def _full(run: Run) -> dict[str, Any]:
     seen = observe(run)
     decision = decide(seen.facts)
     state = state_of(seen.facts, decision, seen.summary.phase if seen.summary else None)
-    row = rows.full_row(run, seen, decision, state)
+    row = status_rows.full_row(run, seen, decision, state)
     return _attended(run, row, lease.newest(run.storage))
 
 

@@ -19,7 +19,7 @@ from orchestrator.contract.env import TRAINER_MODULE
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
-from orchestrator.controller import rows, trust
+from orchestrator.controller import status_rows, trust
 from orchestrator.controller.reconcile import hand_over, secrets_path, with_key
 from orchestrator.controller.run import Run
 from orchestrator.errors import Full, StorageError, Unreachable, UserError
@@ -210,13 +210,13 @@ def start_submission(
             f"somebody else has just submitted run {run.run_id} (submission {other.number})",
             hint="look at `qvl-orchestrate status`, then try again",
         )
-    known = run.registry.find(run.run_id).row or rows.blank_row(run.entry)
+    known = run.registry.find(run.run_id).row or status_rows.blank_row(run.entry)
     job = None
     try:
         job = hand_over(run, record)
-        row = rows.submitted_row(known, job)
+        row = status_rows.submitted_row(known, job)
     except Full as fault:
-        row = rows.waiting_row(known, fault.message)
+        row = status_rows.waiting_row(known, fault.message)
     run.registry.saw(run.run_id, row, final=False, at=run.clock.now())
     made_from = {}
     if record.template is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.contract.env import STATE_DIR
-from orchestrator.domain.nodes import NodeDeath
+from orchestrator.domain.node_exclusion import NodeDeath
 from orchestrator.errors import NoSuchRun, RegistryDamaged, UsageError, UserError
 from orchestrator.registry import faults
 

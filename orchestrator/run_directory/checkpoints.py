@@ -22,7 +22,7 @@ from orchestrator.contract.manifest import (
 )
 from orchestrator.contract.records import Commit, LogRecord, Retire
 from orchestrator.errors import CheckpointError, NewerVersion, StorageError
-from orchestrator.run_directory import copies
+from orchestrator.run_directory import private_folder
 from orchestrator.run_directory.runlog import LogView, RunLog
 from orchestrator.storage.hashing import ContentHash, hash_bytes
 from orchestrator.storage.protocol import Damaged, NotFound, Storage
@@ -120,7 +120,7 @@ def verify(
         )
     _verify_files(storage, commit.directory, manifest, threads, on_file, copy_to)
     if copy_to is not None:
-        copies.write(copy_to, layout.MANIFEST, [data])
+        private_folder.write(copy_to, layout.MANIFEST, [data])
     return Verified(record, commit, manifest)
 
 
@@ -131,7 +131,7 @@ def verify_directory(
     manifest, data = _manifest(storage, directory, None)
     _verify_files(storage, directory, manifest, 4, None, copy_to)
     if copy_to is not None:
-        copies.write(copy_to, layout.MANIFEST, [data])
+        private_folder.write(copy_to, layout.MANIFEST, [data])
     return manifest
 
 
@@ -190,7 +190,7 @@ def _verify_once(storage: Storage, directory: str, entry: FileEntry, copy_to: Pa
             for _ in chunks:
                 pass
         else:
-            copies.write(copy_to, entry.path, chunks)
+            private_folder.write(copy_to, entry.path, chunks)
     except NotFound:
         raise CheckpointError(f"{name} is missing") from None
     found = content.entry(entry.path)

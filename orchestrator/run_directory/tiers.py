@@ -14,7 +14,7 @@ from orchestrator.contract.manifest import FileEntry
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.resolved import CheckpointSpec
 from orchestrator.errors import CheckpointError
-from orchestrator.run_directory import checkpoints, copies
+from orchestrator.run_directory import checkpoints, private_folder
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
 
@@ -45,7 +45,7 @@ def local_tier(spec: CheckpointSpec, run_id: str) -> LocalTier | None:
     """The tier that the job asks for, on this node. Raises StorageError if it cannot be made."""
     if spec.local_dir is None:
         return None
-    root = copies.private_folder(Path(spec.local_dir), run_id)
+    root = private_folder.create(Path(spec.local_dir), run_id)
     return LocalTier(PosixStorage(root), socket.gethostname(), spec.survives == "process")
 
 

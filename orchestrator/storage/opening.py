@@ -17,7 +17,7 @@ from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
 
 if TYPE_CHECKING:
-    from orchestrator.storage.objects import ObjectStorage
+    from orchestrator.storage.object_store.store import ObjectStorage
 
 SCHEMES = ("file", "s3", "gs", "abfs", "memory")
 _INSTALL = {
@@ -107,12 +107,12 @@ def _open_objects(uri: str, scheme: str, patience: Patience) -> ObjectStorage:
 
 def _objects(uri: str, scheme: str, bucket: str, prefix: str, patience: Patience) -> ObjectStorage:
     """Imports the client's libraries, which nothing else does."""
-    from orchestrator.storage.objects import ObjectStorage
+    from orchestrator.storage.object_store.store import ObjectStorage
 
     if scheme == "s3":
-        from orchestrator.storage.object_s3 import S3Client
+        from orchestrator.storage.object_store.s3_client import S3Client
 
         return ObjectStorage(uri, S3Client(bucket, patience), prefix)
-    from orchestrator.storage.object_fsspec import FsspecClient
+    from orchestrator.storage.object_store.fsspec_client import FsspecClient
 
     return ObjectStorage(uri, FsspecClient.of(scheme, bucket), prefix)

@@ -117,7 +117,7 @@ def test_an_example_is_read_by_the_shell_and_by_us(line: str) -> None:
 
 
 def test_the_collection_finds_what_it_is_for() -> None:
-    assert {"orchestrator/helper/choose.py", "orchestrator/operations/status.py"} <= {
+    assert {"orchestrator/helper/selector.py", "orchestrator/operations/status.py"} <= {
         where for where, _ in PRINTED
     }
     assert len(PRINTED) > 30

@@ -13,8 +13,8 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
-from orchestrator.storage.object_fsspec import FsspecClient
-from orchestrator.storage.objects import ObjectStorage
+from orchestrator.storage.object_store.fsspec_client import FsspecClient
+from orchestrator.storage.object_store.store import ObjectStorage
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Entry, NotFound, Storage, Taken, list_after

@@ -28,7 +28,7 @@ from orchestrator.contract.manifest import decode_manifest, encode_manifest
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartPoint
-from orchestrator.helper.meeting import free_port
+from orchestrator.helper.rendezvous import free_port
 from orchestrator.run_directory import checkpoints
 from tests.harness import jobs
 from tests.harness.ranks import ROOT, Attempt, Run

@@ -16,16 +16,16 @@ from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import Assignment, StartFrom, StartPoint
 from orchestrator.errors import NotOwner, StorageError
-from orchestrator.helper.choose import Chooser
-from orchestrator.helper.copying import NodeCopies
-from orchestrator.helper.keeper import Keeper
+from orchestrator.helper.retention import Keeper
+from orchestrator.helper.selector import Chooser
 from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 from trainer.checkpoint.assemble import Assembler
 from trainer.checkpoint.shards import Committed, Digests, Failed, Head, ShardWriter
 

@@ -23,7 +23,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ClaimRecord, Commit
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment, StartPoint
-from orchestrator.helper.meeting import free_port
+from orchestrator.helper.rendezvous import free_port
 from orchestrator.run_directory import attempts, checkpoints
 from orchestrator.run_directory.runlog import LogView, RunLog
 from orchestrator.run_directory.segments import read_segments

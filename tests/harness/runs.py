@@ -29,8 +29,8 @@ from orchestrator.contract.resolved import (
     Resources,
 )
 from orchestrator.controller.reconcile import Step, reconcile
-from orchestrator.controller.rows import job_of
 from orchestrator.controller.run import Run
+from orchestrator.controller.status_rows import job_of
 from orchestrator.errors import RecordDamaged
 from orchestrator.operations.submit import SiteSettings, submit
 from orchestrator.registry.store import Registry

@@ -72,13 +72,13 @@ class Weed:
 
     def use(self, patch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
         """Make this process, and what it starts, talk to this server (or a proxy before it)."""
-        from orchestrator.storage import object_s3
+        from orchestrator.storage.object_store import s3_client
 
         for name in [n for n in os.environ if n.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in self.environment(endpoint).items():
             patch.setenv(name, value)
-        patch.setattr(object_s3, "_shared", [])
+        patch.setattr(s3_client, "_shared", [])
 
     def start(self) -> None:
         """Start and wait until it answers."""

@@ -20,13 +20,13 @@ from orchestrator.contract import layout, regular
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, StorageError
-from orchestrator.helper.choose import Chooser
-from orchestrator.helper.copying import NodeCopies
+from orchestrator.helper.selector import Chooser
 from orchestrator.run_directory import checkpoints
+from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage import posix as posix_module
 from orchestrator.storage.posix import PosixStorage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 STEPS = (10, 20, 30)
 NAMES = ["manifest.json", *sorted(fakes.contents(1, 30))]

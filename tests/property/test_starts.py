@@ -13,7 +13,7 @@ from orchestrator.contract.records import ClaimRecord
 from orchestrator.domain.starts import MayClaim, MayJoin, Stale, Starter, may_start
 from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
-from tests.unit.storage.fakes import PLAN
+from tests.unit.run_directory.fakes import PLAN
 
 STARTERS = st.lists(
     st.tuples(st.integers(1, 3), st.sampled_from(["a", "b"]), st.integers(0, 3)),

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from orchestrator.contract import layout
-from orchestrator.contract.continuity import loss_tolerance
+from orchestrator.contract.interrupted import loss_tolerance
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.contract.continuity import Interrupted, MicroBatch, apart, difference
+from orchestrator.contract.interrupted import Interrupted, MicroBatch, apart, difference
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused

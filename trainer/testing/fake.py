@@ -23,9 +23,9 @@ from typing import NoReturn
 
 from orchestrator.clock import SystemClock, iso
 from orchestrator.contract import layout
-from orchestrator.contract.continuity import MicroBatch
 from orchestrator.contract.dataset import read_index
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import MicroBatch
 from orchestrator.contract.jsonio import Json, canonical, digest, loads, pretty
 from orchestrator.contract.manifest import CheckpointManifest, Trigger, decode_manifest
 from orchestrator.contract.regular import read_regular

@@ -10,8 +10,8 @@ from itertools import chain
 import torch
 
 from orchestrator.clock import Clock, SystemClock, iso
-from orchestrator.contract.continuity import MicroBatch
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import MicroBatch
 from trainer.collectives.gloo import mean_of_ranks
 from trainer.collectives.group import Group
 from trainer.process.rank import Rank

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import Assignment
-from orchestrator.run_directory import copies
+from orchestrator.run_directory import private_folder
 from orchestrator.storage.protocol import Storage
 from trainer.tracking.wandb import WeightsAndBiases
 
@@ -59,7 +59,7 @@ def board_folder(storage: Storage, run_id: str, warn: Callable[[str], None]) -> 
     local = storage.local_path("tensorboard")
     if local is not None:
         return local
-    folder = copies.private_folder(None, run_id, "tensorboard")
+    folder = private_folder.create(None, run_id, "tensorboard")
     warn(
         f"trackers cannot write to {storage.uri}: their files are in {folder} on this node only; "
         f"every step stands in the run directory (`qvl-orchestrate metrics {run_id}`)"

@@ -107,7 +107,7 @@ def verify_command(*, run: str, steps: tuple[int, ...], as_json: bool) -> int:
 @json_option
 def inspect_command(*, run: str, step: str, attempt: int | None, as_json: bool) -> int:
     """Inspect a checkpoint (see `_INSPECT_HELP`)."""
-    from orchestrator.cli.output.checkpoint_view import print_inspection, row, sizes
+    from orchestrator.cli.output.checkpoints import print_inspection, row, sizes
     from orchestrator.contract.jsonio import to_json
     from orchestrator.operations.checkpoints import find
     from orchestrator.run_directory.checkpoints import extra_files, read_manifest
@@ -134,7 +134,7 @@ def inspect_command(*, run: str, step: str, attempt: int | None, as_json: bool) 
 @json_option
 def pull_command(*, run: str, step: str, folder: Path, attempt: int | None, as_json: bool) -> int:
     """Pull a checkpoint (see `_PULL_HELP`)."""
-    from orchestrator.cli.output.checkpoint_view import reading, row
+    from orchestrator.cli.output.checkpoints import reading, row
     from orchestrator.operations.checkpoints import find, pull
 
     chosen = get_run(run)
@@ -155,7 +155,7 @@ def pull_command(*, run: str, step: str, folder: Path, attempt: int | None, as_j
 @json_option
 def prune_command(*, run: str, dry_run: bool, keep: int | None, as_json: bool) -> int:
     """Prune checkpoints (see `_PRUNE_HELP`)."""
-    from orchestrator.cli.output.checkpoint_view import reading, row
+    from orchestrator.cli.output.checkpoints import reading, row
     from orchestrator.cli.output.table import size
     from orchestrator.operations.checkpoints import prune, surplus
     from orchestrator.run_directory.checkpoints import live_commits
@@ -209,7 +209,7 @@ def _verify(run: Run, steps: tuple[int, ...], as_json: bool) -> int:
     """Reads what is committed, then looks at the log again: what was retired while we read it
     is not damaged.
     """
-    from orchestrator.cli.output.checkpoint_view import reading
+    from orchestrator.cli.output.checkpoints import reading
     from orchestrator.operations.checkpoints import THREADS, find, is_elsewhere
     from orchestrator.run_directory.checkpoints import extra_files, live_commits, verify
 
@@ -240,7 +240,7 @@ def _answer(
     as_json: bool,
 ) -> int:
     """Rows of all checkpoints (of `steps`); with what verification has found, if it was asked."""
-    from orchestrator.cli.output.checkpoint_view import print_rows, row
+    from orchestrator.cli.output.checkpoints import print_rows, row
     from orchestrator.operations.checkpoints import states
 
     view = _read(run)[1]

@@ -128,7 +128,7 @@ def unit(*, interval: float, as_json: bool) -> int:
     import os
     import sys
 
-    from orchestrator.operations.systemd_unit import unit_text
+    from orchestrator.cli.services.systemd_unit import unit_text
 
     text = unit_text(sys.executable, registry().state_dir, os.environ, interval)
     if as_json:

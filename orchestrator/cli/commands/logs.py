@@ -168,7 +168,7 @@ def until_settled(run: Run) -> Iterator[None]:
 def is_settled(run: Run) -> bool:
     """True if nothing will change without a person, and no job is there that could speak."""
     from orchestrator.controller.observe import backend_phase
-    from orchestrator.controller.rows import job_of
+    from orchestrator.controller.status_rows import job_of
     from orchestrator.domain.states import FINAL, State
     from orchestrator.operations.status import refresh
 

@@ -11,7 +11,7 @@ from orchestrator.cli.common import json_option, out, out_json, registry
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.domain.nodes import ExcludedNode
+    from orchestrator.domain.node_exclusion import ExcludedNode
 
 _HELP = """Nodes that new jobs keep away from.
 
@@ -86,7 +86,7 @@ def clear(*, names: tuple[str, ...], as_json: bool) -> int:
 def excluded_now() -> Sequence[ExcludedNode]:
     """The nodes that new jobs keep away from."""
     from orchestrator.clock import SystemClock
-    from orchestrator.controller.nodes import excluded
+    from orchestrator.controller.node_exclusion import excluded
 
     return excluded(registry(), SystemClock().now())
 

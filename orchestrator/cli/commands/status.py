@@ -73,7 +73,7 @@ def _show(
     before: str = "",
 ) -> None:
     from orchestrator.clock import SystemClock
-    from orchestrator.controller.rows import age_fields, public_row
+    from orchestrator.controller.status_rows import age_fields, public_row
     from orchestrator.operations.status import snapshot
 
     clock = SystemClock()

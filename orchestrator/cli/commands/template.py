@@ -198,8 +198,8 @@ def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:
 
 def _run(config: SiteConfig, report: Report, site: Path | None) -> Report:
     from orchestrator.config.reading.site_file import site_file
-    from orchestrator.operations.rehearsal import LIMIT_S, STORIES, may_run
     from orchestrator.operations.site_templates import rehearse_template
+    from orchestrator.templates.rehearsal import LIMIT_S, STORIES, may_run
 
     file = site_file(site)
     may_run([Path(s.path) for s in report.template.sources] + ([file] if file else []))

@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.cli.common import note, note_over, note_text
 from orchestrator.controller import loop
-from orchestrator.controller.rows import recorded
 from orchestrator.controller.run import Run
+from orchestrator.controller.status_rows import recorded
 from orchestrator.domain.states import State
 from orchestrator.errors import QvlError
 from orchestrator.operations.status import refresh

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.contract import layout
-from orchestrator.contract.continuity import Interrupted, read_interrupted
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import Interrupted, read_interrupted
 from orchestrator.contract.jsonio import MalformedJson, from_json
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
 from orchestrator.domain import curve, proof
-from orchestrator.domain.continuity import same_state
+from orchestrator.domain.recompute import same_state
 from orchestrator.errors import CheckpointError
 from orchestrator.run_directory import attempts, checkpoints
 from orchestrator.run_directory.runlog import RunLog

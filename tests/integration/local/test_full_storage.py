@@ -19,7 +19,7 @@ import pytest
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.resolved import ResolvedJob
-from orchestrator.controller import rows
+from orchestrator.controller import status_rows
 from orchestrator.errors import StorageError
 from orchestrator.operations.status import refresh
 from orchestrator.run_directory import attempts, checkpoints
@@ -66,7 +66,7 @@ def shown(run: Driven) -> dict[str, Any]:
     """The row that `status` shows."""
     entry = run.run.registry.find(run.run.run_id)
     clock = SystemClock()
-    return rows.public_row(refresh(run.run.registry, clock, entry).row, clock.now())
+    return status_rows.public_row(refresh(run.run.registry, clock, entry).row, clock.now())
 
 
 def until(what: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from orchestrator.controller import litter
+from orchestrator.controller import leftovers
 from orchestrator.errors import StorageError
 from orchestrator.run_directory.checkpoints import live_commits, verify
 from orchestrator.run_directory.runlog import RunLog
@@ -45,7 +45,7 @@ def test_what_cannot_be_removed_is_told_and_the_run_ends_all_the_same(
     def refuse(*_: object) -> None:
         raise StorageError("not yours")
 
-    monkeypatch.setattr(litter.checkpoints, "leftovers", refuse)
+    monkeypatch.setattr(leftovers.checkpoints, "leftovers", refuse)
     run = bench.submit()
     assert run.drive().state == "SUCCEEDED"
     told = [f.read_text() for f in (run.directory / "events").rglob("*.jsonl")]

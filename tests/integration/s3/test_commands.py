@@ -11,7 +11,7 @@ import time
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.storage import object_s3
+from orchestrator.storage.object_store import s3_client
 from orchestrator.storage.opening import open_storage
 from tests.harness.weed import Weed
 from tests.unit.cli.shells import Desk
@@ -124,12 +124,12 @@ def test_a_store_without_create_if_absent_is_refused(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As some servers do it: the condition is ignored, the object overwritten."""
-    plain = object_s3.S3Client._put
+    plain = s3_client.S3Client._put
 
     async def careless(self: object, client: object, key: str, data: bytes, **_: str) -> None:
         await plain(self, client, key, data)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(object_s3.S3Client, "_put", careless)
+    monkeypatch.setattr(s3_client.S3Client, "_put", careless)
     desk("submit", str(desk.job), code=78)
     assert "cannot create a file only if it is absent" in desk.err
 
@@ -152,6 +152,6 @@ def test_an_endpoint_in_the_job_file_is_refused(desk: Desk) -> None:
 
 def test_without_the_extra_it_is_one_sentence(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules, "orchestrator.storage.object_s3")
+    monkeypatch.delitem(sys.modules, "orchestrator.storage.object_store.s3_client")
     desk("submit", str(desk.job), code=78)
     assert "pip install 'qvl-orchestrate[s3]'" in desk.err

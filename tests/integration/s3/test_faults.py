@@ -15,7 +15,7 @@ import pytest
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
-from orchestrator.storage import object_s3
+from orchestrator.storage.object_store import s3_client
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import (
     Created,
@@ -28,7 +28,7 @@ from orchestrator.storage.protocol import (
 )
 from tests.harness.s3proxy import Fault, Proxy, always, first, sequence, share
 from tests.harness.weed import Weed
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 pytestmark = pytest.mark.s3
 
@@ -59,7 +59,7 @@ def sound(s3_uri: str) -> Storage:
 def storage(
     weed: Weed, proxy: Proxy, s3_uri: str, sound: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> Storage:
-    straight = list(object_s3._shared)
+    straight = list(s3_client._shared)
     weed.use(monkeypatch, proxy.endpoint)
     monkeypatch.setattr(sound, "_client", Straight(sound._client, straight))  # type: ignore[attr-defined]
     return open_storage(s3_uri, patience_s=30.0)
@@ -74,8 +74,8 @@ def hasty(storage: Storage) -> Storage:
 @pytest.fixture
 def quick_replies(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not answered counts as hung sooner than usual."""
-    monkeypatch.setattr(object_s3, "REPLY_S", REPLY_S)
-    monkeypatch.setattr(object_s3, "_shared", [])
+    monkeypatch.setattr(s3_client, "REPLY_S", REPLY_S)
+    monkeypatch.setattr(s3_client, "_shared", [])
 
 
 class Straight:
@@ -87,12 +87,12 @@ class Straight:
 
     def __getattr__(self, name: str) -> object:
         def call(*args: object, **more: object) -> object:
-            now, object_s3._shared = object_s3._shared, self._shared
+            now, s3_client._shared = s3_client._shared, self._shared
             try:
                 found = getattr(self._client, name)(*args, **more)
                 return list(found) if isinstance(found, Iterator) else found
             finally:
-                object_s3._shared = now
+                s3_client._shared = now
 
         return call
 
@@ -214,7 +214,7 @@ def test_a_part_that_is_never_taken_is_left_in_time(
     quick_replies: None,
 ) -> None:
     """The body of a part does not fit into the socket, so that even sending it hangs."""
-    monkeypatch.setattr(object_s3, "SLOWEST_BYTES_PER_S", 8e6)
+    monkeypatch.setattr(s3_client, "SLOWEST_BYTES_PER_S", 8e6)
     proxy.plan = always(Fault("hang"), "PUT", "partNumber")
     started = time.monotonic()
     with pytest.raises(StorageError, match="does not answer"):
@@ -322,13 +322,13 @@ def test_credentials_that_a_person_has_renewed_are_found(
     for _ in range(2):
         with pytest.raises(Refused):
             storage.put("x", SMALL)
-    clients = object_s3.connection()._fs._s3
+    clients = s3_client.connection()._fs._s3
     file.write_text(
         f"[default]\naws_access_key_id = {weed.key}\naws_secret_access_key = {weed.secret}\n"
     )
     storage.put("x", SMALL)
     assert storage.get("x") == SMALL
-    assert object_s3.connection()._fs._s3 is not clients
+    assert s3_client.connection()._fs._s3 is not clients
 
 
 # --- replies that are lost

@@ -13,7 +13,7 @@ from orchestrator.errors import CheckpointError
 from orchestrator.operations.checkpoints import pull
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.opening import open_storage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 pytestmark = pytest.mark.s3
 

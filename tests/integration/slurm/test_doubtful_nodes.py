@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.clock import SystemClock
-from orchestrator.controller import nodes
+from orchestrator.controller import node_exclusion
 from tests.harness.slurm_runs import SlurmBench, job_id
 
 pytestmark = pytest.mark.slurm
@@ -30,7 +30,7 @@ def test_new_jobs_keep_away_from_a_node_on_which_two_attempts_died(bench: SlurmB
     run.look()
     bench.until_state(run, "FAILED")
     run.look()
-    (bad,) = nodes.excluded(bench.registry, SystemClock().now())
+    (bad,) = node_exclusion.excluded(bench.registry, SystemClock().now())
     assert (bad.node, bad.deaths) == ("qn1", 2)
 
     other = bench.submit(step_s=0.01)

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.backends.slurm import commands
 from orchestrator.clock import SystemClock
-from orchestrator.controller import nodes
+from orchestrator.controller import node_exclusion
 from orchestrator.errors import UserError
 from orchestrator.operations import status
 from orchestrator.operations.actions import cancel
@@ -334,12 +334,14 @@ def test_a_node_on_which_two_attempts_died_is_kept_away_from_until_it_is_cleared
     run = bench.submit(step_s=STEP_S, crash_at="3:0")
     until_job(fake, run, "FAILED")
     run.look()
-    assert not nodes.excluded(bench.registry, SystemClock().now()), "one death is no pattern"
+    assert not node_exclusion.excluded(bench.registry, SystemClock().now()), (
+        "one death is no pattern"
+    )
     run.run = replace(run.run, clock=Later())
     run.look()
     until_job(fake, run, "FAILED")
     run.look()
-    (bad,) = nodes.excluded(bench.registry, SystemClock().now())
+    (bad,) = node_exclusion.excluded(bench.registry, SystemClock().now())
     assert (bad.node, bad.deaths) == ("fake0", 2)
     assert "crash (asked for)" in bad.error
 
@@ -349,7 +351,9 @@ def test_a_node_on_which_two_attempts_died_is_kept_away_from_until_it_is_cleared
     assert other.drive().state == "SUCCEEDED"
     bench.registry.forgive(["fake0"])
     run.look()
-    assert not nodes.excluded(bench.registry, SystemClock().now()), "seen again, forgiven still"
+    assert not node_exclusion.excluded(bench.registry, SystemClock().now()), (
+        "seen again, forgiven still"
+    )
     third = bench.submit(step_s=0.01)
     assert fake.job(job_id(third))["exclude"] == ""
     assert third.drive().state == "SUCCEEDED"

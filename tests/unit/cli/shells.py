@@ -20,7 +20,7 @@ from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import ClaimRecord, LogRecord, SubmissionRecord
 from orchestrator.contract.spec import StartFrom
 from orchestrator.contract.summary import RunSummary
-from orchestrator.controller.rows import blank_row, with_summary
+from orchestrator.controller.status_rows import blank_row, with_summary
 from orchestrator.operations.submit import SiteSettings, make_spec
 from orchestrator.registry.store import RunEntry
 from orchestrator.run_directory import attempts, checkpoints

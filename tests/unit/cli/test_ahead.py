@@ -15,7 +15,7 @@ import pytest
 from orchestrator.cli.services import tool
 from orchestrator.clock import SystemClock
 from orchestrator.contract.resolved import DataSpec
-from orchestrator.controller import loop, rows
+from orchestrator.controller import loop, status_rows
 from orchestrator.controller.run import Run
 from orchestrator.domain.decide import Fail
 from orchestrator.errors import UserError
@@ -117,7 +117,7 @@ def test_after_a_failure_of_the_data_comes_data_check(
     monkeypatch.setattr(loop, "detach", lambda registry, run_id: 0)
     entry = desk.bench.registry.find(desk.submit())
     run = Run(entry, desk.bench.registry, None, None, FakeClock(0.0))  # type: ignore[arg-type]
-    said = rows._next(run, Fail("data", "train.json: record 3: missing"))
+    said = status_rows._next(run, Fail("data", "train.json: record 3: missing"))
     assert said == f"qvl-orchestrate data check --run {entry.run_id}"
     desk("cancel", entry.run_id)
     asked: list[Any] = []

@@ -18,7 +18,7 @@ from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
 from tests.harness.jobs import job
 from tests.unit.cli.shells import RUN, Built, Shell
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from orchestrator.backends.base import JobRef
 from orchestrator.backends.local import backend
 from orchestrator.contract import layout
 from orchestrator.controller import loop, reconcile
-from orchestrator.controller.rows import job_of
+from orchestrator.controller.status_rows import job_of
 from orchestrator.errors import StorageError, Unreachable, UserError
 from orchestrator.operations import submit
 from orchestrator.registry.store import RunEntry

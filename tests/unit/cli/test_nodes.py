@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.services.systemd_unit import unit_text
 from orchestrator.clock import SystemClock
-from orchestrator.domain.nodes import EXCLUDED_S, NodeDeath
-from orchestrator.operations.systemd_unit import unit_text
+from orchestrator.domain.node_exclusion import EXCLUDED_S, NodeDeath
 from orchestrator.registry.store import Registry
 from tests.harness.runs import Bench
 from tests.unit.cli.shells import Shell

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli.output import table
 from orchestrator.clock import SystemClock
-from orchestrator.controller.rows import blank_row
+from orchestrator.controller.status_rows import blank_row
 from orchestrator.operations import status
 from orchestrator.registry.store import RunEntry
 from tests.harness.runs import Bench

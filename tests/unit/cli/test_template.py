@@ -218,7 +218,7 @@ def test_the_template_of_every_cluster_is_frozen(run: Built, tmp_path: Path, bac
 
 
 def test_a_users_template_is_marked_in_status(run: Built, shell: Shell) -> None:
-    from orchestrator.controller.rows import blank_row
+    from orchestrator.controller.status_rows import blank_row
 
     row = {**blank_row(run.entry), "state": "CANCELLED", "template": "user:/home/me/own.j2"}
     run.registry.saw(run.entry.run_id, row, final=True, at=0.0)

@@ -20,8 +20,8 @@ from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event, StepMetrics
 from orchestrator.contract.jsonio import to_json
-from orchestrator.controller.rows import blank_row
-from orchestrator.domain.nodes import NodeDeath
+from orchestrator.controller.status_rows import blank_row
+from orchestrator.domain.node_exclusion import NodeDeath
 from orchestrator.errors import CheckpointError
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.segments import SegmentWriter

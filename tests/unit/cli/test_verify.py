@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout, proof
-from orchestrator.contract.continuity import Interrupted, MicroBatch
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import Interrupted, MicroBatch
 from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.spec import StartPoint
 from orchestrator.run_directory import checkpoints

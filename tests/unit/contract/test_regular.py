@@ -13,9 +13,9 @@ from orchestrator.config.reading.site import load_site
 from orchestrator.contract.regular import open_regular, read_regular
 from orchestrator.contract.resolved import DataSpec
 from orchestrator.errors import CheckpointError, JobFileError, StorageError, UserError
-from orchestrator.helper.copying import check_adapter
-from orchestrator.helper.facts import data_facts, file_sha256
 from orchestrator.run_directory.checkpoints import verify_directory
+from orchestrator.run_directory.node_copies import check_adapter
+from orchestrator.run_directory.resume_facts import data_facts, file_sha256
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import NotFound
 from trainer.commands.data_check import index

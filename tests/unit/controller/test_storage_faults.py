@@ -19,11 +19,11 @@ from orchestrator.backends.local.backend import CAPABILITIES
 from orchestrator.contract import layout
 from orchestrator.contract.records import LeaseRecord, SubmissionId
 from orchestrator.controller import __main__ as entry
-from orchestrator.controller import loop, trouble
+from orchestrator.controller import backoff, loop
+from orchestrator.controller.backoff import LONGEST_S, Trouble
 from orchestrator.controller.lease import Lease, newest
 from orchestrator.controller.reconcile import Step
 from orchestrator.controller.run import Run
-from orchestrator.controller.trouble import LONGEST_S, Trouble
 from orchestrator.errors import NoSuchRun, QvlError, RecordDamaged, StorageError, UserError
 from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import Refused
@@ -133,7 +133,7 @@ def test_the_run_is_requeued_once_the_storage_is_back(
     (record,) = [r for r in attempts.read_submissions(scene.storage) if r.number == 2]
     assert record.reason == "requeue"
     assert record.spec.submission == 2
-    requeued = trouble.iso(back + 2 * LONGEST_S)
+    requeued = backoff.iso(back + 2 * LONGEST_S)
     assert record.time <= requeued, "it came back long after its storage"
     assert len(scene.said) <= 2, scene.said
 
@@ -201,7 +201,7 @@ def test_a_file_system_that_is_not_mounted_is_waited_for(
             away.rename(folder)
 
     scene.clock.sleep = mounted  # type: ignore[method-assign]
-    monkeypatch.setattr(trouble, "file_system", lambda run: 7 if folder.exists() else 1)
+    monkeypatch.setattr(backoff, "file_system", lambda run: 7 if folder.exists() else 1)
     monkeypatch.setattr(loop, "file_system", lambda run: 7 if folder.exists() else 1)
     assert scene.follow().state == "CANCELLED"
     assert scene.jobs.submitted
@@ -358,4 +358,4 @@ def test_words_are_told_once_and_a_full_log_costs_only_them(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sys.stderr", Full())
-    trouble.tell("lost")
+    backoff.tell("lost")

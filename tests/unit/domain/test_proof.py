@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import proof as folded
-from orchestrator.contract.continuity import Interrupted, MicroBatch
 from orchestrator.contract.event import StepMetrics
+from orchestrator.contract.interrupted import Interrupted, MicroBatch
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.domain.proof import Check, Evidence, order_check, repeated_steps, resume_checks

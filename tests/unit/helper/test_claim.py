@@ -27,7 +27,7 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Created, Taken
 from tests.harness.clock import FakeClock
 from tests.unit.helper.sites import JOB, PLAN, Site
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 
 def test_the_first_start(site: Site) -> None:

@@ -6,7 +6,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.run_directory.runlog import RunLog
 from tests.unit.helper.sites import PLAN, Site
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 
 def test_every_out_of_memory_steps_the_plan_down_to_the_floor(site: Site) -> None:

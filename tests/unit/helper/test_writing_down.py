@@ -21,8 +21,8 @@ from orchestrator.run_directory.runlog import LogView, RunLog
 from orchestrator.run_directory.segments import read_lines, read_segments
 from orchestrator.storage.memory import MemoryStorage
 from tests.harness.clock import FakeClock
-from tests.unit.storage import fakes
-from tests.unit.storage.test_create_only_records import SUBMISSION
+from tests.unit.run_directory import fakes
+from tests.unit.run_directory.test_create_only_records import SUBMISSION
 
 
 class Full(MemoryStorage):

@@ -10,15 +10,15 @@ import pytest
 from orchestrator.config.load import load_site
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.errors import UserError
-from orchestrator.operations import rehearsal
 from orchestrator.operations import site_templates as templates
-from orchestrator.operations.rehearsal import STORIES, may_run
 from orchestrator.operations.site_templates import (
     Report,
     check_template,
     rehearse_template,
     site_template,
 )
+from orchestrator.templates import rehearsal
+from orchestrator.templates.rehearsal import STORIES, may_run
 from tests.unit.templates.conftest import MARK
 
 EXAMPLES = Path(__file__).parents[3] / "slurm" / "examples"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.storage.fakes import entry
+from tests.unit.run_directory.fakes import entry
 from trainer.checkpoint.compact import excess, needed
 
 

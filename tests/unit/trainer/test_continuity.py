@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.contract.continuity import Interrupted, MicroBatch, read_interrupted
+from orchestrator.contract.interrupted import Interrupted, MicroBatch, read_interrupted
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import ContractRefused

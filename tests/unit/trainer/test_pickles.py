@@ -23,7 +23,7 @@ from orchestrator.errors import CheckpointError, ContractRefused
 from orchestrator.run_directory import checkpoints
 from orchestrator.storage.hashing import ContentHash
 from orchestrator.storage.posix import PosixStorage
-from tests.unit.storage.fakes import entry, manifest
+from tests.unit.run_directory.fakes import entry, manifest
 from trainer.checkpoint import engine, restore
 from trainer.state import rng
 

@@ -18,7 +18,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.contract.resolved import Resources
 from orchestrator.controller import loop
 from orchestrator.controller.loop import Rounds
-from orchestrator.controller.rows import public_row
+from orchestrator.controller.status_rows import public_row
 from orchestrator.errors import Unreachable, UserError
 from orchestrator.operations import status
 from orchestrator.registry.store import Registry

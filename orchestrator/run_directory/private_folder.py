@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.errors import StorageError
 
 
-def private_folder(base: Path | None, *names: str) -> Path:
+def create(base: Path | None, *names: str) -> Path:
     """`<base>/qvl-<uid>/<names...>`, made where missing, 0700 at every level.
 
     base: None = the system's folder for temporary files

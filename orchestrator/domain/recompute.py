@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from orchestrator.contract.continuity import Interrupted
+from orchestrator.contract.interrupted import Interrupted
 from orchestrator.contract.jsonio import digest, to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import LogRecord

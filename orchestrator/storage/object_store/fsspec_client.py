@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from orchestrator.errors import StorageError
-from orchestrator.storage.objects import Body, Found
+from orchestrator.storage.object_store.store import Body, Found
 from orchestrator.storage.protocol import NotFound, PendingUpload
 
 BLOCK_BYTES = 16 << 20

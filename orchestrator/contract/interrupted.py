@@ -39,7 +39,7 @@ class Interrupted:
     """The last step that was done: they belong to the next one."""
     micro_batches: tuple[MicroBatch, ...]
     conditions: str
-    """Of that attempt: see domain.continuity.conditions. Others need not give the same losses."""
+    """Of that attempt: see domain.recompute.conditions. Others need not give the same losses."""
 
 
 def read_interrupted(data: Json) -> Interrupted | None:

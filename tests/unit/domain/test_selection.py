@@ -9,7 +9,7 @@ import pytest
 from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.records import Commit, LogRecord
 from orchestrator.contract.spec import StartFrom, StartKind
-from orchestrator.domain.choose import best, candidates, to_retire
+from orchestrator.domain.selection import best, candidates, to_retire
 
 
 def commits(*seqs: int) -> list[LogRecord]:

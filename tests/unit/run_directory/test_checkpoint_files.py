@@ -23,7 +23,7 @@ from orchestrator.storage.hashing import hash_bytes
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Storage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 DIRECTORY = layout.checkpoint_dir(1, 10)
 FILES = sorted(fakes.contents(1, 10))

@@ -15,7 +15,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.wire import LineBuffer
 from orchestrator.errors import StorageError
 from orchestrator.helper import session
-from orchestrator.helper.patient import START_S
+from orchestrator.helper.retry import START_S
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import read_events

@@ -17,7 +17,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.contract.records import SubmissionId
 from orchestrator.contract.summary import RunSummary
-from orchestrator.controller import rows
+from orchestrator.controller import status_rows
 from orchestrator.controller.lease import Lease
 from orchestrator.controller.reconcile import reconcile
 from orchestrator.controller.run import Run
@@ -103,7 +103,7 @@ class Elsewhere:
         """What `status --json` says, and the ages in it."""
         (seen,) = status.snapshot(self.bench.registry, SystemClock(), self.bench.registry.runs())
         now = SystemClock().now()
-        return seen, rows.age_fields(seen.seen_at, now, final=seen.final, fault=seen.fault)
+        return seen, status_rows.age_fields(seen.seen_at, now, final=seen.final, fault=seen.fault)
 
 
 @pytest.fixture

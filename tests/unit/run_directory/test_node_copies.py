@@ -12,12 +12,12 @@ import pytest
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import CheckpointError, StorageError
-from orchestrator.helper.copying import NodeCopies
-from orchestrator.run_directory import copies
+from orchestrator.run_directory import private_folder
+from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 _numbers = itertools.count()
 
@@ -147,14 +147,14 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, what: str) -> Non
         place.mkdir()
         place.chmod(0o777)
     with pytest.raises(StorageError):
-        copies.private_folder(tmp_path, "run-1")
+        private_folder.create(tmp_path, "run-1")
 
 
 def test_no_room_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(copies.os, "write", full)
+    monkeypatch.setattr(private_folder.os, "write", full)
     with pytest.raises(StorageError, match="No space left on device") as error:
-        copies.write(tmp_path, "a/b", [b"1"])
+        private_folder.write(tmp_path, "a/b", [b"1"])
     assert "TMPDIR" in str(error.value)

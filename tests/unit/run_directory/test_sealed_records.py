@@ -26,7 +26,7 @@ from orchestrator.run_directory import attempts, records
 from orchestrator.storage.memory import MemoryStorage
 from tests.harness.clock import FakeClock
 from tests.unit.helper.sites import JOB
-from tests.unit.storage.test_create_only_records import CLAIM, SLOT, STOP, SUBMISSION, VERDICT
+from tests.unit.run_directory.test_create_only_records import CLAIM, SLOT, STOP, SUBMISSION, VERDICT
 
 SAMPLES: list[Any] = [
     SUBMISSION,

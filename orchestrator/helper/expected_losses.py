@@ -1,4 +1,4 @@
-"""Looking up what the ranks of this attempt must compute again (see domain.continuity)."""
+"""Looking up what the ranks of this attempt must compute again (see domain.recompute)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.contract.continuity import ALLOW, Interrupted, read_interrupted
+from orchestrator.contract.interrupted import ALLOW, Interrupted, read_interrupted
 from orchestrator.contract.spec import StartPoint
-from orchestrator.domain.continuity import Expected, expect, same_state
+from orchestrator.domain.recompute import Expected, expect, same_state
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog

@@ -8,7 +8,12 @@ from dataclasses import replace
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller.observe import Seen
 from orchestrator.controller.run import Run
-from orchestrator.domain.nodes import EXCLUDED_S, ExcludedNode, excluded_nodes, quick_deaths
+from orchestrator.domain.node_exclusion import (
+    EXCLUDED_S,
+    ExcludedNode,
+    excluded_nodes,
+    quick_deaths,
+)
 from orchestrator.registry.store import Registry
 
 REMEMBERED_S = 2 * EXCLUDED_S

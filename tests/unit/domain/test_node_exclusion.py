@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.contract.codes import CRASH
 from orchestrator.domain.facts import AttemptFacts
-from orchestrator.domain.nodes import (
+from orchestrator.domain.node_exclusion import (
     EXCLUDED_S,
     QUICK_S,
     ExcludedNode,

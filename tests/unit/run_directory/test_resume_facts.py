@@ -25,7 +25,7 @@ from orchestrator.contract.resolved import (
 )
 from orchestrator.domain.resume import compare, refusal
 from orchestrator.errors import StorageError, UserError
-from orchestrator.helper import facts as fact_sheet
+from orchestrator.run_directory import resume_facts as fact_sheet
 from orchestrator.storage.memory import MemoryStorage
 
 

@@ -12,7 +12,7 @@ from orchestrator.operations.actions import find_commit
 from orchestrator.run_directory.checkpoints import live_commits
 from orchestrator.run_directory.runlog import LogRecord, RunLog
 from orchestrator.storage.memory import MemoryStorage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.contract.continuity import (
+from orchestrator.contract.interrupted import (
     GPU_TOLERANCE,
     Interrupted,
     MicroBatch,
@@ -20,7 +20,7 @@ from orchestrator.contract.jsonio import to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
-from orchestrator.domain.continuity import Expected, conditions, expect, same_state
+from orchestrator.domain.recompute import Expected, conditions, expect, same_state
 
 PLAN = BatchPlan(micro=2, accumulation=3, world_size=2)
 MICRO = MicroBatch(samples=(4, 7), loss=(1.5).hex())

@@ -10,11 +10,11 @@ from typing import Any
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
-from orchestrator.domain.choose import candidates
 from orchestrator.domain.resume import Facts, compare, notes, refusal
+from orchestrator.domain.selection import candidates
 from orchestrator.errors import CheckpointError, ContractRefused, StorageError
-from orchestrator.helper.copying import NodeCopies, check_adapter
 from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.node_copies import NodeCopies, check_adapter
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.tiers import LocalTier
 from orchestrator.storage.posix import PosixStorage

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import StorageError
 
 if TYPE_CHECKING:
-    from orchestrator.storage.object_s3 import S3Client
+    from orchestrator.storage.object_store.s3_client import S3Client
 
 PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4

@@ -13,12 +13,12 @@ from orchestrator.contract.records import Done, encode_record
 from orchestrator.contract.spec import StartPoint
 from orchestrator.contract.summary import RunSummary
 from orchestrator.errors import LogDamaged
-from orchestrator.run_directory import attempts, records, witness
+from orchestrator.run_directory import attempts, log_integrity, records
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.memory import MemoryStorage
-from tests.unit.storage import fakes
-from tests.unit.storage.test_create_only_records import CLAIM, SLOT, VERDICT
-from tests.unit.storage.test_sealed_records import SAMPLES
+from tests.unit.run_directory import fakes
+from tests.unit.run_directory.test_create_only_records import CLAIM, SLOT, VERDICT
+from tests.unit.run_directory.test_sealed_records import SAMPLES
 
 SUMMARY = next(s for s in SAMPLES if isinstance(s, RunSummary))
 FENCE_1, COMMIT_10, FENCE_2, COMMIT_20 = 1, 2, 3, 4
@@ -44,7 +44,7 @@ def run(memory: MemoryStorage) -> MemoryStorage:
 
 
 def fault(storage: MemoryStorage) -> str:
-    return witness.fault(storage, RunLog(storage).read())
+    return log_integrity.fault(storage, RunLog(storage).read())
 
 
 def cut(storage: MemoryStorage, first: int) -> None:
@@ -56,7 +56,7 @@ def cut(storage: MemoryStorage, first: int) -> None:
 
 def test_a_whole_log(run: MemoryStorage) -> None:
     assert fault(run) == ""
-    witness.require_whole(run, RunLog(run).read())
+    log_integrity.require_whole(run, RunLog(run).read())
 
 
 @pytest.mark.parametrize("first", [FENCE_1, COMMIT_10, FENCE_2, COMMIT_20])
@@ -64,7 +64,7 @@ def test_a_log_that_ends_too_early(run: MemoryStorage, first: int) -> None:
     cut(run, first)
     assert fault(run)
     with pytest.raises(LogDamaged, match="nothing is deleted"):
-        witness.require_whole(run, RunLog(run).read())
+        log_integrity.require_whole(run, RunLog(run).read())
 
 
 def claim_only(run: MemoryStorage) -> None:
@@ -121,14 +121,14 @@ def test_the_claims_are_lost(run: MemoryStorage) -> None:
 def test_records_that_went_while_a_process_knew_them(run: MemoryStorage) -> None:
     view = RunLog(run).read()
     run.delete(layout.log_record(COMMIT_10))
-    assert witness.fault(run, view) == "record 2 of the run's log has gone"
+    assert log_integrity.fault(run, view) == "record 2 of the run's log has gone"
 
 
 def test_a_witness_that_is_younger_than_the_view_is_no_fault(run: MemoryStorage) -> None:
     view = RunLog(run).read()
     fakes.commit(run, RunLog(run), 30, attempt=2)
     run.put(layout.SUMMARY, records.encode(replace(SUMMARY, attempt=2, checkpoint_step=30)))
-    assert witness.fault(run, view) == ""
+    assert log_integrity.fault(run, view) == ""
 
 
 def test_what_a_crash_leaves_is_no_fault(run: MemoryStorage) -> None:

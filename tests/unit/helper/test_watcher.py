@@ -9,7 +9,7 @@ import pytest
 from orchestrator.contract import layout
 from orchestrator.contract.records import StopRecord, VerdictRecord
 from orchestrator.errors import StorageError
-from orchestrator.helper.watch import StopWanted, Watcher
+from orchestrator.helper.watcher import StopWanted, Watcher
 from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
 from tests.harness.clock import FakeClock

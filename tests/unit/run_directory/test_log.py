@@ -31,7 +31,7 @@ from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.protocol import Created, Storage, Taken
 from tests.harness.clock import FakeClock
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 BODIES: dict[RecordKind, Any] = {
     "fence": {},

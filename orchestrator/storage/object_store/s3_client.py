@@ -20,7 +20,7 @@ import s3fs
 from aiobotocore.session import AioSession
 from botocore.handlers import add_expect_header
 
-from orchestrator.storage.object_faults import (
+from orchestrator.storage.object_store.faults import (
     FAULTS,
     code_of,
     is_denied,
@@ -29,8 +29,8 @@ from orchestrator.storage.object_faults import (
     may_pass,
     translate,
 )
-from orchestrator.storage.object_upload import Upload
-from orchestrator.storage.objects import Body, Found
+from orchestrator.storage.object_store.store import Body, Found
+from orchestrator.storage.object_store.upload import Upload
 from orchestrator.storage.patience import Patience
 from orchestrator.storage.protocol import PendingUpload, Refused
 
@@ -248,7 +248,7 @@ class S3Client:
             ask["KeyMarker"] = page["NextKeyMarker"]
             ask["UploadIdMarker"] = page["NextUploadIdMarker"]
 
-    # --- the verbs of a multipart upload, for object_upload
+    # --- the verbs of a multipart upload, for `upload`
 
     def begin_upload(self, key: str, token: str) -> str:
         """A new upload; the finished object will carry `token`."""

@@ -11,13 +11,13 @@ import pytest
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
-from orchestrator.helper.keeper import Keeper
+from orchestrator.helper.retention import Keeper
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import PendingUpload
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 _numbers = itertools.count()
 

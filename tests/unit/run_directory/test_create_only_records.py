@@ -19,7 +19,7 @@ from orchestrator.contract.spec import StartFrom, TrainSpec
 from orchestrator.errors import CheckpointError
 from orchestrator.run_directory import attempts
 from orchestrator.storage.memory import MemoryStorage
-from tests.unit.storage.fakes import PLAN
+from tests.unit.run_directory.fakes import PLAN
 
 SPEC = TrainSpec(
     run_id="r",

@@ -11,13 +11,13 @@ from typing import Any
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.records import LogRecord
-from orchestrator.domain.choose import best, to_retire
+from orchestrator.domain.selection import best, to_retire
 from orchestrator.errors import CheckpointError, NotOwner, StorageError
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.evaluations import loss_of, read_evaluations
+from orchestrator.run_directory.log_integrity import require_whole
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.tiers import LocalTier, upload
-from orchestrator.run_directory.witness import require_whole
 from orchestrator.storage.protocol import HasUploads, Storage
 
 STALE_S = 86_400.0

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StorageError
-from orchestrator.helper import meeting
-from orchestrator.helper.meeting import free_port
+from orchestrator.helper import rendezvous
+from orchestrator.helper.rendezvous import free_port
 from trainer.collectives.tcp import TcpGroup
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,10 +35,10 @@ def resolving(monkeypatch: pytest.MonkeyPatch, known: dict[str, list[str]]) -> N
 
 def test_nodes_meet_where_others_can_reach_them(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch, {"gpu7": ["10.0.0.7"], "debian": ["127.0.1.1"]})
-    assert meeting.addresses({"SLURMD_NODENAME": "gpu7"}) == ["10.0.0.7", "127.0.1.1"]
+    assert rendezvous.addresses({"SLURMD_NODENAME": "gpu7"}) == ["10.0.0.7", "127.0.1.1"]
     launched = {"SLURMD_NODENAME": "qn1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9"}
-    assert meeting.addresses({**launched, "SLURM_NODEID": "0"}) == ["10.0.0.9", "127.0.1.1"]
-    assert meeting.addresses({**launched, "SLURM_NODEID": "1"}) == ["127.0.1.1"]
+    assert rendezvous.addresses({**launched, "SLURM_NODEID": "0"}) == ["10.0.0.9", "127.0.1.1"]
+    assert rendezvous.addresses({**launched, "SLURM_NODEID": "1"}) == ["127.0.1.1"]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_addresses_of_either_family(
 ) -> None:
     """IPv4 first where there are both; nothing that holds on one link only."""
     resolving(monkeypatch, {"debian": of_name})
-    assert meeting.addresses({}) == found
+    assert rendezvous.addresses({}) == found
 
 
 def test_a_node_whose_names_cannot_be_bound_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "addresses", lambda _: ["192.0.2.1", "2001:db8::1"])
+    monkeypatch.setattr(rendezvous, "addresses", lambda _: ["192.0.2.1", "2001:db8::1"])
     with pytest.raises(StorageError, match="no address"):
-        meeting.meeting_point(2)
+        rendezvous.meeting_point(2)
 
 
 def test_ranks_meet_at_a_port_that_no_outgoing_connection_is_given() -> None:
@@ -76,8 +76,8 @@ def test_a_node_without_a_free_port_says_so(monkeypatch: pytest.MonkeyPatch, add
     family = socket.AF_INET6 if address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as server:
         taken = server.getsockname()[1]
-        monkeypatch.setattr(meeting, "PORTS", range(taken, taken + 1))
-        monkeypatch.setattr(meeting, "PORT_TRIES", 1)
+        monkeypatch.setattr(rendezvous, "PORTS", range(taken, taken + 1))
+        monkeypatch.setattr(rendezvous, "PORT_TRIES", 1)
         with pytest.raises(StorageError, match="no free port"):
             free_port()
 
@@ -101,7 +101,7 @@ def test_ranks_agree_over_either_family(address: str) -> None:
 
 IN_A_POD = """
 import subprocess, sys
-from orchestrator.helper.meeting import meeting_point
+from orchestrator.helper.rendezvous import meeting_point
 address, port = meeting_point(2)
 assert address == "fd00::7", address
 rank = '''

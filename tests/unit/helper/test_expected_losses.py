@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from orchestrator.contract import layout
-from orchestrator.contract.continuity import Interrupted, MicroBatch
+from orchestrator.contract.interrupted import Interrupted, MicroBatch
 from orchestrator.contract.jsonio import canonical, to_json
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import StorageError
-from orchestrator.helper.continuity import Lookup
+from orchestrator.helper.expected_losses import Lookup
 from orchestrator.helper.startup import LAST, Startup
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import SegmentWriter
 from orchestrator.storage.memory import MemoryStorage
-from tests.unit.storage import fakes
+from tests.unit.run_directory import fakes
 
 _numbers = itertools.count()
 MICRO = (MicroBatch(samples=(1, 2), loss="0x1p+0"),)

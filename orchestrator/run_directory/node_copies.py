@@ -15,7 +15,7 @@ from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartPoint
 from orchestrator.errors import CheckpointError
-from orchestrator.run_directory import checkpoints, copies
+from orchestrator.run_directory import checkpoints, private_folder
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.opening import open_storage
@@ -79,10 +79,10 @@ class NodeCopies:
         storage, name = _split(place) if "://" in place else (self._storage, place)
         adapter = _adapter(storage, name, adapter_sha256)
         folder = self._empty(place)
-        copies.write(folder, ADAPTER, [adapter])
+        private_folder.write(folder, ADAPTER, [adapter])
         for beside in _BESIDE:
             with suppress(NotFound):
-                copies.write(folder, beside, [storage.get(f"{name}/{beside}")])
+                private_folder.write(folder, beside, [storage.get(f"{name}/{beside}")])
         self._fetched[place] = folder
 
     def localize(self, point: StartPoint, log: RunLog) -> StartPoint:
@@ -97,7 +97,7 @@ class NodeCopies:
     def remove(self) -> None:
         """At the end of the attempt."""
         if self._storage.local_path(layout.RESOLVED) is None or self._fetched:
-            copies.remove(self._folder() / self._own)
+            private_folder.remove(self._folder() / self._own)
 
     def _fetch(self, point: StartPoint, place: str, log: RunLog) -> None:
         commits = [r for r in log.read().records if r.kind == "commit"]
@@ -110,7 +110,7 @@ class NodeCopies:
             self.verify(next(r for r in commits if r.seq == point.commit_seq))
 
     def _folder(self) -> Path:
-        return copies.private_folder(self._base, self.run_id)
+        return private_folder.create(self._base, self.run_id)
 
     def _empty(self, place: str) -> Path:
         """A new folder; what this node holds for older attempts of the slot goes."""
@@ -118,10 +118,10 @@ class NodeCopies:
         for other in folder.iterdir():
             attempt, _, slot = other.name.partition("-")
             if slot == str(self._slot) and int(attempt) < self._attempt:
-                copies.remove(other)
-        copies.remove(folder / self._own)
+                private_folder.remove(other)
+        private_folder.remove(folder / self._own)
         name = place.rstrip("/").rpartition("/")[2]
-        return copies.private_folder(self._base, self.run_id, self._own, name)
+        return private_folder.create(self._base, self.run_id, self._own, name)
 
 
 def check_adapter(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Storage on object stores: create-if-absent, multipart uploads, what their errors mean."""
