@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-rates test-families soak soak-debian13 check lint types layers format wheel bench gpu-check clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-rates test-families soak soak-debian13 check lint types layers format arguments wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -114,6 +114,9 @@ layers: setup
 format: setup ## rewrite in the project's style
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+arguments: setup ## write the models of the installed libraries' arguments anew
+	$(BIN)/python tools/gen_argument_models.py
 
 wheel: setup ## build the wheel and try it in an empty environment
 	@$(BIN)/python tools/try_wheel.py

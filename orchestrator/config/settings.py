@@ -35,7 +35,7 @@ def kubernetes_settings(block: Mapping[str, Any]) -> KubernetesSettings:
 
 
 def _settings(name: str, model: type[M], block: Mapping[str, Any]) -> M:
-    from orchestrator.config.models.fields import TEMPLATE_FIELDS
+    from orchestrator.config.fields import TEMPLATE_FIELDS
     from orchestrator.config.reading.explain import validated
 
     given = {field: value for field, value in block.items() if field not in TEMPLATE_FIELDS}

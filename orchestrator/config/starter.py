@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import re
 
-from orchestrator.config.arguments.table import TARGET_PRESETS, class_name
 from orchestrator.config.models.job import NAME_RULE, JobSpec
+from orchestrator.config.models.library import (
+    TARGET_PRESETS,
+    LoraSection,
+    QuantizationSection,
+    TrainingSection,
+)
 from orchestrator.config.values.suggest import listed
 
 _TEXT = """\
@@ -170,9 +175,9 @@ def init_text(
         gpus=gpus,
         presets=listed(TARGET_PRESETS),
         deepspeed=JobSpec.model_fields["deepspeed"].description,
-        quantization_class=class_name("quantization"),
-        lora_class=class_name("lora"),
-        training_class=class_name("training"),
+        quantization_class=QuantizationSection.SOURCE,
+        lora_class=LoraSection.SOURCE,
+        training_class=TrainingSection.SOURCE,
     )
 
 

@@ -1,8 +1,14 @@
-"""The settings of a DeepSpeed configuration: which are known, and which are ours."""
+"""The settings of a DeepSpeed configuration: which a job may give, and which are ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from orchestrator.config.arguments import deepspeed_config
+from orchestrator.config.arguments.base import Arguments, Auto, Bool, Integer, Real
 
 _SAVING = "checkpoints are ours: use checkpoint in the job file"
 _SAMPLES = "the order of the samples is ours: remove it"
@@ -31,37 +37,51 @@ OURS: Mapping[str, str] = {
 }
 """Settings that a job must not give, each with what to do instead."""
 
-KNOWN = (
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-    *("zero_optimization", "gradient_clipping", "optimizer", "bf16", "fp16", "torch_autocast"),
-    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "data_types", "compile"),
-    *("communication_data_type", "seq_parallel_communication_data_type", "disable_allgather"),
-    *("prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op"),
-    *("sparse_gradients", "activation_checkpointing", "aio", "disable_python_gc"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level"),
-    *("flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet"),
-)
-"""Settings that a job may give at the top of its DeepSpeed file."""
 
-ZERO = (
-    *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"),
-    *("use_multi_rank_bucket_allreduce", "allgather_partitions", "allgather_bucket_size"),
-    *("compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint", "offload_param"),
-    *("offload_optimizer", "zenflow", "sub_group_size", "cpu_offload_param", "cpu_offload"),
-    *("cpu_offload_use_pin_memory", "prefetch_bucket_size", "stage3_prefetch_bucket_size"),
-    *("param_persistence_threshold", "stage3_param_persistence_threshold"),
-    *("model_persistence_threshold", "stage3_model_persistence_threshold"),
-    *("max_live_parameters", "stage3_max_live_parameters"),
-    *("max_reuse_distance", "stage3_max_reuse_distance"),
-    *("gather_16bit_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save"),
-    *("module_granularity_threshold", "stage3_module_granularity_threshold"),
-    *("use_all_reduce_for_fetch_params", "stage3_use_all_reduce_for_fetch_params"),
-    *("allgather_sequential", "stage3_allgather_sequential"),
-    *("stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "legacy_stage1"),
-    *("round_robin_gradients", "parameter_alignment", "zero_hpz_partition_size"),
-    *("zero_quantized_weights", "zero_quantized_nontrainable_weights"),
-    *("zero_quantized_gradients", "memory_efficient_linear", "pipeline_loading_checkpoint"),
-    *("override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks"),
-    *("save_muon_momentum_buffer_in_memory", "leaf_module"),
-)
-"""The fields of DeepSpeedZeroConfig, aliases too (a test compares them)."""
+class ZeroOptimization(deepspeed_config.Zero):
+    """`zero_optimization`."""
+
+    stage: Any = None
+
+
+Block = Annotated[dict[str, Any], Field(default_factory=dict)]
+"""A block that DeepSpeed checks itself."""
+
+
+class DeepSpeedFile(Arguments):
+    """What a job may give at the top of its DeepSpeed file."""
+
+    train_batch_size: Integer | Auto = "auto"
+    train_micro_batch_size_per_gpu: Integer | Auto = "auto"
+    gradient_accumulation_steps: Integer | Auto = "auto"
+    zero_optimization: ZeroOptimization = ZeroOptimization()
+    gradient_clipping: Real | Auto = "auto"
+    optimizer: Any = None
+    bf16: deepspeed_config.BFloat16 = deepspeed_config.BFloat16()
+    fp16: deepspeed_config.Float16 = deepspeed_config.Float16()
+    torch_autocast: Block
+    zero_allow_untested_optimizer: Bool = True
+    zero_force_ds_cpu_optimizer: Bool = True
+    data_types: Block
+    compile: deepspeed_config.Compile = deepspeed_config.Compile()
+    communication_data_type: str | None = None
+    seq_parallel_communication_data_type: str | None = None
+    disable_allgather: Bool = False
+    prescale_gradients: Bool = False
+    gradient_predivide_factor: Real = 1.0
+    gradient_allreduce_op: str | None = None
+    sparse_gradients: Bool = False
+    activation_checkpointing: Block
+    aio: Block
+    disable_python_gc: Bool = False
+    steps_per_print: Integer | Auto | None = None
+    wall_clock_breakdown: Bool = False
+    memory_breakdown: Bool = False
+    dump_state: Bool = False
+    log_level: str | None = None
+    flops_profiler: Block
+    comms_logger: deepspeed_config.CommsLogger = deepspeed_config.CommsLogger()
+    tensorboard: deepspeed_config.TensorBoard = deepspeed_config.TensorBoard()
+    csv_monitor: deepspeed_config.Csv = deepspeed_config.Csv()
+    wandb: deepspeed_config.Wandb = deepspeed_config.Wandb()
+    comet: deepspeed_config.Comet = deepspeed_config.Comet()

@@ -97,35 +97,40 @@ LORA: Mapping[str, str] = {
     "base_model_name_or_path": "use model.path",
     "revision": "use model.revision",
     "inference_mode": "adapters are always trained: remove it",
+}
+"""The same for LoraConfig."""
+
+LORA_RENAMED: Mapping[str, str] = {
     "rank": "use r",
     "lora_rank": "use r",
     "alpha": "use lora_alpha",
     "dropout": "use lora_dropout",
 }
-"""The same for LoraConfig."""
 
 QUANTIZATION: Mapping[str, str] = {
-    "quant_method": "it is always bitsandbytes: remove it",
-    "load_in_4_bit": "use load_in_4bit",
     "llm_int8_enable_fp32_cpu_offload": "the model stays on its GPU: remove it",
     "llm_int8_has_fp16_weight": "the base is frozen: remove it",
 }
 """The same for BitsAndBytesConfig."""
 
-FORCED: Mapping[str, tuple[object, str]] = {
-    "logging_nan_inf_filter": (
-        False,
-        "it is always off, so that a NaN loss is seen: remove it",
-    ),
+QUANTIZATION_RENAMED: Mapping[str, str] = {
+    "quant_method": "it is always bitsandbytes: remove it",
+    "load_in_4_bit": "use load_in_4bit",
 }
-"""Fields of TrainingArguments that may only be given with the value they have anyway."""
 
 BASE_CHANGING_INITS = frozenset({"eva", "olora", "pissa", "corda", "loftq", "mica"})
 """Values of LoraConfig.init_lora_weights that read data or change the frozen base."""
 
 
-def replacement(block: str, name: str) -> str | None:
-    """What to use instead of a reserved or renamed field of `block`; None = not reserved."""
-    if block == "training":
-        return TRAINING.get(name) or RENAMED.get(name)
-    return {"lora": LORA, "quantization": QUANTIZATION}[block].get(name)
+_RESERVED = {"training": TRAINING, "lora": LORA, "quantization": QUANTIZATION}
+_RENAMED = {"training": RENAMED, "lora": LORA_RENAMED, "quantization": QUANTIZATION_RENAMED}
+
+
+def reserved(block: str, name: str) -> str | None:
+    """What to use instead of an argument of the library that is ours; None = it is the job's."""
+    return _RESERVED[block].get(name)
+
+
+def renamed(block: str, name: str) -> str | None:
+    """What to write instead of a name that the library does not know (any more)."""
+    return _RENAMED[block].get(name)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.arguments.reserved import BASE_CHANGING_INITS
-from orchestrator.config.arguments.table import TARGET_PRESETS
 from orchestrator.config.checks import rates
 from orchestrator.config.faults import Fault
 from orchestrator.config.models.job import JobSpec
+from orchestrator.config.models.library import TARGET_PRESETS
 from orchestrator.config.values.suggest import listed, nearest
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
@@ -19,16 +19,17 @@ CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 
 def faults(job: JobSpec) -> tuple[Fault, ...]:
     """Every contradiction among these blocks of a job."""
+    training = job.training.given()
     return (
         *_quantization(job),
         *_zero(job),
-        *_lora(job.lora),
+        *_lora(job.lora.given()),
         *_length(job),
         *_precision(job),
-        *rates.faults(job.training),
-        *_checkpointing(job.training),
-        *_reporting(job.training),
-        *_workers(job.training),
+        *rates.faults(training),
+        *_checkpointing(training),
+        *_reporting(training),
+        *_workers(training),
         *_evaluation(job),
     )
 
@@ -39,12 +40,17 @@ def max_steps(training: Mapping[str, Any]) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
+def given_quantization(job: JobSpec) -> dict[str, Any]:
+    """What the job says, or is taken to say, about it; empty for none."""
+    return job.quantization.given() if job.quantization else {}
+
+
 def _training(name: str, message: str, hint: str | None = None) -> Fault:
     return Fault(("training", name), message, hint)
 
 
 def _quantization(job: JobSpec) -> Iterator[Fault]:
-    given = job.quantization or {}
+    given = given_quantization(job)
     four, eight = bool(given.get("load_in_4bit")), bool(given.get("load_in_8bit"))
     if four and eight:
         yield Fault(
@@ -62,7 +68,7 @@ def _quantization(job: JobSpec) -> Iterator[Fault]:
 
 def _zero(job: JobSpec) -> Iterator[Fault]:
     if job.deepspeed.stage == 3:
-        given = job.quantization or {}
+        given = given_quantization(job)
         quantized = bool(given.get("load_in_4bit") or given.get("load_in_8bit"))
         yield zero3_fault(("deepspeed", "stage"), quantized=quantized)
 
@@ -105,7 +111,8 @@ def _compiles(pattern: str) -> bool:
 
 
 def _length(job: JobSpec) -> Iterator[Fault]:
-    training, total = job.training, max_steps(job.training)
+    training = job.training.given()
+    total = max_steps(training)
     epochs = training.get("num_train_epochs")
     if total is None and epochs is None:
         yield Fault(
@@ -131,7 +138,7 @@ def _length(job: JobSpec) -> Iterator[Fault]:
 
 
 def _precision(job: JobSpec) -> Iterator[Fault]:
-    training = job.training
+    training = job.training.given()
     half = {kind: bool(training.get(kind)) for kind in ("bf16", "fp16")}
     if half["bf16"] and half["fp16"]:
         yield _training("fp16", "bf16 and fp16 exclude each other", "keep one")
@@ -140,7 +147,7 @@ def _precision(job: JobSpec) -> Iterator[Fault]:
         if training.get(full) and (half[kind] or training.get(f"{kind}_full_eval")):
             yield _training(full, f"contradicts {kind}", f"use {kind}_full_eval")
             break
-    compute = (job.quantization or {}).get("bnb_4bit_compute_dtype")
+    compute = given_quantization(job).get("bnb_4bit_compute_dtype")
     if (half["bf16"] and compute == "float16") or (half["fp16"] and compute == "bfloat16"):
         on = "bf16" if half["bf16"] else "fp16"
         yield Fault(
@@ -187,7 +194,7 @@ def _workers(training: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _evaluation(job: JobSpec) -> Iterator[Fault]:
-    training = job.training
+    training = job.training.given()
     strategy = training.get("eval_strategy")
     if job.checkpoint.keep_best and (job.data.eval is None or strategy in (None, "no")):
         yield Fault(

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from orchestrator.config.arguments import table
-from orchestrator.config.arguments.table import Block
-from orchestrator.config.models.fields import (
+from orchestrator.config.fields import (
     Names,
     Positive,
     Section,
     Text,
-    bundle,
     refuse,
 )
 from orchestrator.config.models.kubernetes import KubernetesSection
+from orchestrator.config.models.library import (
+    LoraSection,
+    QuantizationSection,
+    TrainingSection,
+    qlora,
+)
 from orchestrator.config.models.slurm import SlurmSection
 from orchestrator.config.values.duration import parse_duration
 
-QLORA: Mapping[str, Any] = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": "bfloat16",
-}
-"""The quantization of a job that says nothing about it: that of the Q-LoRA paper."""
 NAME_RULE = "1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit"
 
 _MAY_BE_EMPTY = frozenset(
@@ -53,16 +49,6 @@ def _check_duration(value: Any) -> Any:
         return parse_duration(value)
     except ValueError as fault:
         raise refuse(str(fault)) from None
-
-
-def _arguments(block: Block) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def check(value: dict[str, Any]) -> dict[str, Any]:
-        good, faults = table.check(block, value)
-        if faults:
-            raise bundle(faults)
-        return good
-
-    return check
 
 
 def _as_block(value: Any) -> Any:
@@ -222,20 +208,18 @@ class JobSpec(Section):
         default="local", description="Where the job runs."
     )
     model: ModelSection = Field(description="The base model.")
-    quantization: Annotated[dict[str, Any], AfterValidator(_arguments("quantization"))] | None = (
-        Field(
-            default_factory=lambda: dict(QLORA),
-            description="Fields of BitsAndBytesConfig; left out = 4-bit NF4 with double "
-            "quantization and bfloat16; null = not quantized.",
-        )
+    quantization: QuantizationSection | None = Field(
+        default_factory=qlora,
+        description="Fields of BitsAndBytesConfig; left out = 4-bit NF4 with double "
+        "quantization and bfloat16; null = not quantized.",
     )
-    lora: Annotated[dict[str, Any], AfterValidator(_arguments("lora"))] = Field(
-        default_factory=dict,
+    lora: LoraSection = Field(
+        default_factory=LoraSection,
         description="Fields of LoraConfig; target_modules may be llm, llm+vision or llm+merger.",
     )
     data: DataSection = Field(description="Training and evaluation data.")
-    training: Annotated[dict[str, Any], AfterValidator(_arguments("training"))] = Field(
-        default_factory=dict,
+    training: TrainingSection = Field(
+        default_factory=TrainingSection,
         description="Fields of TrainingArguments, without those that are set elsewhere.",
     )
     deepspeed: Annotated[DeepSpeedSection, BeforeValidator(_as_block)] = Field(

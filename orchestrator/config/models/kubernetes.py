@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.config.faults import Fault
-from orchestrator.config.models.fields import Many, Section, Text, bundle, refuse, without_nulls
+from orchestrator.config.fields import Many, Section, Text, bundle, refuse, without_nulls
 from orchestrator.config.values.sensitive import CURE, known_secret, secret_name, secret_value
 
 _QUALIFIED = r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9][-A-Za-z0-9_.]{0,62}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.models.fields import Many, Section, Text, Texts
+from orchestrator.config.fields import Many, Section, Text, Texts
 from orchestrator.config.models.kubernetes import KubernetesSite
 from orchestrator.config.models.site_slurm import SlurmSite
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.config.faults import Fault
-from orchestrator.config.models.fields import Many, Names, Section, Text, Texts, bundle, refuse
+from orchestrator.config.fields import Many, Names, Section, Text, Texts, bundle, refuse
 from orchestrator.config.models.slurm import GpuRequest, SrunOptions, Word
 from orchestrator.config.values.duration import parse_duration
 from orchestrator.config.values.sbatch import OURS

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from orchestrator.config.faults import Fault
-from orchestrator.config.models.fields import Section, Text, Texts, bundle, refuse, without_nulls
+from orchestrator.config.fields import Section, Text, Texts, bundle, refuse, without_nulls
 from orchestrator.config.values.sbatch import SBATCH, SRUN, TOKEN, option_fault
 
 _WORD_HINT = "letters, digits and _.,:;+@%/[]()*&|!=- only, without blanks"

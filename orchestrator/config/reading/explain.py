@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from orchestrator.config.faults import Fault, Path, shown
-from orchestrator.config.values.suggest import did_you_mean, listed, nearest
+from orchestrator.config.values.suggest import did_you_mean, listed
 
-_WANTED = {
+_KINDS = {
     "string_type": "text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
+    "list_type": "a list",
+    "literal_error": "a choice",
+    "string_pattern_mismatch": "text of another form",
     "finite_number": "a finite number",
     "dict_type": "a mapping",
     "mapping_type": "a mapping",
@@ -25,6 +30,9 @@ _WANTED = {
     "model_type": "a block of fields",
     "model_attributes_type": "a block of fields",
 }
+_NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?"
+_FEW = 8
+"""Choices that a message lists."""
 _BOUNDS = {
     "greater_than": ("gt", "must be more than"),
     "greater_than_equal": ("ge", "must be at least"),
@@ -35,17 +43,26 @@ _BOUNDS = {
 M = TypeVar("M", bound=BaseModel)
 
 
+def unknown_field(path: Path, known: Sequence[str]) -> Fault:
+    """The fault of a field that is not among those of its block."""
+    hint = did_you_mean(str(path[-1]), known) or f"known here: {listed(known)}"
+    return Fault(path, "unknown field", hint)
+
+
+Unknown = Callable[[Path, Sequence[str]], Fault]
+
+
 def validated(
-    model: type[M], data: Any, hint: Callable[[Path], str | None] = lambda _: None
+    model: type[M], data: Any, unknown: Unknown = unknown_field
 ) -> tuple[M | None, tuple[Fault, ...]]:
     """The model of `data`, or every fault of its fields, with paths from its top.
 
-    `hint` says where an unknown field belongs that resembles none of its block.
+    `unknown` makes the fault of a field that its block does not know.
     """
     try:
         return model.model_validate(data), ()
     except ValidationError as error:
-        return None, tuple(dict.fromkeys(_faults(error, model, data, hint)))
+        return None, tuple(dict.fromkeys(_faults(error, model, data, unknown)))
 
 
 def section_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
@@ -76,25 +93,48 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _faults(
-    error: ValidationError, model: type[BaseModel], data: Any, hint: Callable[[Path], str | None]
+    error: ValidationError, model: type[BaseModel], data: Any, unknown: Unknown
 ) -> Iterator[Fault]:
+    found: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        path, kind = _real_path(detail["loc"], data), detail["type"]
+        found.setdefault(_real_path(detail["loc"], data), []).append(detail)
+    for path, details in found.items():
+        if any(len(path) < len(other) and other[: len(path)] == path for other in found):
+            continue  # of the kinds that a value may have, the one that is meant is wrong inside
+        yield from _faults_at(path, details, model, unknown)
+
+
+def _faults_at(
+    path: Path, details: Sequence[ErrorDetails], model: type[BaseModel], unknown: Unknown
+) -> Iterator[Fault]:
+    for detail in details:
+        kind = detail["type"]
         if kind == "faults":
             for fault in detail["ctx"]["faults"]:
                 yield Fault((*path, *fault.path), fault.message, fault.hint)
         elif kind == "extra_forbidden":
             section = section_at(model, path[:-1])
-            known = list(section.model_fields) if section else []
-            near = did_you_mean(str(path[-1]), known) or hint(path)
-            yield Fault(path, "unknown field", near or f"known here: {listed(known)}")
+            yield unknown(path, list(section.model_fields) if section else [])
         elif kind == "missing":
             field = field_at(model, path)
             yield Fault(path, "is missing", field.description if field else None)
-        elif kind == "literal_error":
-            yield _not_a_choice(field_at(model, path), path, detail["input"])
-        else:
-            yield _wrong(kind, path, detail["input"], detail.get("ctx", {}), detail["msg"])
+        elif kind in _BOUNDS:
+            name, words = _BOUNDS[kind]
+            limit, value = detail["ctx"][name], detail["input"]
+            yield Fault(path, f"{words} {limit:g}, not {shown(value)}")
+        elif (said := _other(kind, detail)) is not None:
+            yield Fault(path, said)
+    kinds = [detail for detail in details if detail["type"] in _KINDS]
+    if kinds:
+        yield _of_no_kind(path, kinds, field_at(model, path))
+
+
+def _other(kind: str, detail: ErrorDetails) -> str | None:
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty"
+    if kind == "string_too_long":
+        return f"is longer than {detail['ctx']['max_length']} characters"
+    return None if kind in _KINDS else detail["msg"][:1].lower() + detail["msg"][1:]
 
 
 def _real_path(loc: tuple[int | str, ...], data: Any) -> Path:
@@ -111,32 +151,43 @@ def _real_path(loc: tuple[int | str, ...], data: Any) -> Path:
     return tuple(path)
 
 
-def _wrong(kind: str, path: Path, value: Any, context: Mapping[str, Any], said: str) -> Fault:
-    if kind in _WANTED:
-        return Fault(path, f"must be {_WANTED[kind]}, not {shown(value)}", _type_hint(kind, value))
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        return Fault(path, f"{words} {context[name]:g}, not {shown(value)}")
-    if kind in ("too_short", "string_too_short"):
-        return Fault(path, "must not be empty")
-    if kind == "string_too_long":
-        return Fault(path, f"is longer than {context['max_length']} characters")
-    return Fault(path, said[:1].lower() + said[1:])
+def _of_no_kind(path: Path, details: Sequence[ErrorDetails], field: FieldInfo | None) -> Fault:
+    """A value that is none of what its field takes."""
+    value = details[0]["input"]
+    choices = [word for word in _literals(field and field.annotation) if word != "auto"]
+    wanted = dict.fromkeys(word for detail in details for word in _words(detail, choices, value))
+    near = did_you_mean(value, map(str, choices)) if isinstance(value, str) else None
+    if isinstance(value, str) and len(choices) > _FEW:
+        return Fault(path, f"{value!r} is not a choice", near or f"one of {listed(choices)}")
+    hint = near or _hint(value, wanted, field)
+    return Fault(path, f"must be {listed(wanted)}, not {shown(value)}", hint)
 
 
-def _type_hint(kind: str, value: Any) -> str | None:
-    if kind == "string_type" and isinstance(value, bool | int | float):
+def _words(detail: ErrorDetails, choices: Sequence[Any], value: Any) -> Iterator[str]:
+    kind = detail["type"]
+    if kind == "string_pattern_mismatch":
+        yield detail["ctx"]["pattern"].strip("^$")
+    elif kind != "literal_error":
+        yield _KINDS[kind]
+    elif not choices:
+        yield "auto"
+    elif not isinstance(value, str) and all(isinstance(choice, str) for choice in choices):
+        yield "text"
+    else:
+        yield from map(str, choices)
+
+
+def _hint(value: Any, wanted: Iterable[str], field: FieldInfo | None) -> str | None:
+    if value is None and field is not None and not field.is_required():
+        return "remove the line to get the default"
+    if "text" in wanted and isinstance(value, bool | int | float):
         return "put it in quotation marks"
-    if kind in ("int_type", "float_type") and isinstance(value, str):
-        return "remove the quotation marks" if value.strip().isdigit() else None
+    plain = value.strip().lower() if isinstance(value, str) else ""
+    if "true or false" in wanted and plain in ("true", "false"):
+        return "remove the quotation marks"
+    if {"a number", "a whole number"} & set(wanted) and re.fullmatch(_NUMBER, plain):
+        return "remove the quotation marks"
     return None
-
-
-def _not_a_choice(field: FieldInfo | None, path: Path, value: Any) -> Fault:
-    texts = [str(choice) for choice in _literals(field.annotation)] if field else []
-    near = nearest(value, texts) if isinstance(value, str) else None
-    hint = f"did you mean {near}?" if near else None
-    return Fault(path, f"must be {listed(texts)}, not {shown(value)}", hint)
 
 
 def _literals(annotation: Any) -> list[Any]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.config.arguments.table import elsewhere
+from orchestrator.config.arguments import reserved
+from orchestrator.config.arguments.base import Arguments
 from orchestrator.config.checks.job import job_faults
 from orchestrator.config.faults import Fault, Path
-from orchestrator.config.models.fields import TEMPLATE_FIELDS
+from orchestrator.config.fields import TEMPLATE_FIELDS
 from orchestrator.config.models.job import JobSpec
 from orchestrator.config.reading.document import Document
-from orchestrator.config.reading.explain import field_at, section_at, validated
+from orchestrator.config.reading.explain import field_at, section_at, unknown_field, validated
+from orchestrator.config.values.suggest import did_you_mean
 
 
 def check_data(data: Any) -> tuple[JobSpec | None, tuple[Fault, ...]]:
@@ -51,12 +55,16 @@ def text_as_written(document: Document) -> Any:
 def _is_text(path: Path) -> bool:
     """True if the field takes text, and no number."""
     field = None if isinstance(path[-1], int) else field_at(JobSpec, path)
-    return field is not None and _begins_with_text(field.annotation)
+    return field is not None and _kinds(field.annotation) <= {str, type(None)}
 
 
-def _begins_with_text(annotation: Any) -> bool:
-    inner = () if typing.get_origin(annotation) is typing.Literal else typing.get_args(annotation)
-    return annotation is str or (bool(inner) and _begins_with_text(inner[0]))
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation allows."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    return {typing.get_origin(annotation) or annotation}
 
 
 def _news(later: tuple[Fault, ...], before: tuple[Fault, ...]) -> tuple[Fault, ...]:
@@ -73,19 +81,33 @@ def _within(inner: Path, outer: Path) -> bool:
 
 
 def _validated(data: Any) -> tuple[JobSpec | None, tuple[Fault, ...]]:
-    spec, faults = validated(JobSpec, data, _hint)
+    spec, faults = validated(JobSpec, data, _unknown)
     return spec, job_faults(spec) if spec else faults
 
 
-def _hint(path: Path) -> str | None:
-    """Where an unknown field belongs."""
+def _unknown(path: Path, known: Sequence[str]) -> Fault:
+    """A field that its block does not have: what to write instead, or where it belongs."""
     block, name = path[0], str(path[-1])
+    section = section_at(JobSpec, path[:-1])
+    if section is not None and issubclass(section, Arguments):
+        return _no_argument(section, path, known)
     if block in ("slurm", "kubernetes") and name in TEMPLATE_FIELDS:
-        return "use --template of `submit`, which a site may allow or not"
-    found = _block_of(name) or elsewhere(name)
-    if found is None and block == "deepspeed":
-        return "put it in a JSON file and name that: deepspeed: {config: file.json}"
-    return found
+        hint = "use --template of `submit`, which a site may allow or not"
+        return Fault(path, "unknown field", hint)
+    elsewhere = did_you_mean(name, known) or _block_of(name)
+    if elsewhere is None and block == "deepspeed":
+        elsewhere = "put it in a JSON file and name that: deepspeed: {config: file.json}"
+    return Fault(path, "unknown field", elsewhere) if elsewhere else unknown_field(path, known)
+
+
+def _no_argument(section: type[Arguments], path: Path, known: Sequence[str]) -> Fault:
+    block, name = str(path[0]), str(path[-1])
+    if (instead := reserved.reserved(block, name)) is not None:
+        return Fault(path, "cannot be set here", instead)
+    if name in section.OBJECTS:
+        return Fault(path, "takes a Python object, which a job file cannot give", "remove it")
+    hint = reserved.renamed(block, name) or did_you_mean(name, known) or _block_of(name)
+    return Fault(path, "unknown field", hint or f"fields are those of {section.SOURCE}")
 
 
 def _block_of(name: str) -> str | None:

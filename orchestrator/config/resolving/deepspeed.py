@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.arguments.deepspeed import KNOWN, OURS, ZERO
+from orchestrator.config.arguments.deepspeed import OURS, DeepSpeedFile
 from orchestrator.config.checks.training import zero3_fault
 from orchestrator.config.faults import Fault, Path, shown
+from orchestrator.config.reading.explain import validated
 from orchestrator.config.values.suggest import did_you_mean
 from orchestrator.contract.plan import BatchPlan
 
@@ -69,7 +70,7 @@ def faults(
     if not isinstance(user, dict):
         return (Fault((), "must be a JSON object"),)
     return (
-        *_names(user),
+        *validated(DeepSpeedFile, user, _unknown)[1],
         *_zero(user, quantized, stage),
         *_batch(user, batch),
         *_matches(user, training),
@@ -77,33 +78,31 @@ def faults(
     )
 
 
-def _names(user: Mapping[str, Any]) -> Iterator[Fault]:
-    for name in user:
-        if name in OURS:
-            yield Fault((name,), "cannot be set here", OURS[name])
-        elif name not in KNOWN:
-            hint = did_you_mean(name, KNOWN) or "it is no setting of DeepSpeed: remove it"
-            yield Fault((name,), "unknown field", hint)
+def _unknown(path: Path, known: Sequence[str]) -> Fault:
+    name = str(path[-1])
+    if len(path) == 1 and name in OURS:
+        return Fault(path, "cannot be set here", OURS[name])
+    whose = "ZeRO" if path[0] == "zero_optimization" else "DeepSpeed"
+    hint = did_you_mean(name, known) or f"it is no setting of {whose}: remove it"
+    return Fault(path, "unknown field", hint)
 
 
 def _zero(user: Mapping[str, Any], quantized: bool, stage: int | None) -> Iterator[Fault]:
-    zero = user.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        yield Fault(("zero_optimization",), "must be an object")
-        return
+    zero = _mapping(user, "zero_optimization")
     yield from _stage(zero.get("stage", stage or DEFAULT_STAGE), quantized, stage)
-    for name in zero:
-        if name not in ZERO:
-            hint = did_you_mean(name, ZERO) or "it is no setting of ZeRO: remove it"
-            yield Fault(("zero_optimization", name), "unknown field", hint)
     for part in ("offload_optimizer", "offload_param"):
-        offload = zero.get(part)
-        if isinstance(offload, dict) and offload.get("device") == "nvme":
+        if _mapping(zero, part).get("device") == "nvme":
             yield Fault(
                 ("zero_optimization", part, "device"),
                 "what lies on a local disk is not in the checkpoint",
                 "use cpu",
             )
+
+
+def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A block, or an empty one where something else stands, which the model refuses."""
+    found = holder.get(name, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _stage(own: Any, quantized: bool, stage: int | None) -> Iterator[Fault]:
@@ -145,10 +144,7 @@ def _batch(user: Mapping[str, Any], batch: BatchPlan) -> Iterator[Fault]:
 
 def _matches(user: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Fault]:
     for kind in ("bf16", "fp16"):
-        section = user.get(kind, {})
-        if not isinstance(section, dict):
-            yield Fault((kind,), "must be an object")
-            continue
+        section = _mapping(user, kind)
         wanted = bool(training.get(kind) or training.get(f"{kind}_full_eval"))
         yield from _match((kind, "enabled"), section.get("enabled", "auto"), wanted, kind)
     clipping = user.get("gradient_clipping", "auto")

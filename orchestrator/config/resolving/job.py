@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.config.arguments import table
-from orchestrator.config.arguments.table import Block
+from orchestrator.config.arguments.base import Arguments
 from orchestrator.config.checks.job import scheme
-from orchestrator.config.checks.training import CHECKPOINTING, max_steps
+from orchestrator.config.checks.training import CHECKPOINTING, given_quantization, max_steps
 from orchestrator.config.faults import Fault, raise_faults
-from orchestrator.config.models.job import QLORA, JobSpec
+from orchestrator.config.models.job import JobSpec
+from orchestrator.config.models.library import QLORA
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.resolving import deepspeed
 from orchestrator.config.resolving.slurm import SlurmJob, resolve_slurm, slurm_faults
@@ -32,7 +32,7 @@ from orchestrator.contract.resolved import (
 DEFAULT_EVERY_MINUTES = 30.0
 """Minutes between checkpoints where the job names no interval."""
 
-_FILLED: Mapping[Block, tuple[str, ...]] = {
+_FILLED: Mapping[str, tuple[str, ...]] = {
     "training": (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
         *("lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm"),
@@ -40,7 +40,6 @@ _FILLED: Mapping[Block, tuple[str, ...]] = {
         *("fp16", "eval_strategy", "per_device_eval_batch_size", "dataloader_num_workers"),
     ),
     "lora": ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora"),
-    "quantization": (),
 }
 """Arguments whose library default is written out, because the result depends on them."""
 
@@ -82,7 +81,7 @@ def resolve(
         lora=_lora(job),
         data=_data(job, base_dir),
         training=resolved_training(job),
-        hang_s=float(job.training.get(table.HANG_S, table.default("training", table.HANG_S))),
+        hang_s=job.training.hang_s,
         deepspeed=config,
         zero_stage=config["zero_optimization"]["stage"],
         resources=_resources(job),
@@ -179,11 +178,10 @@ def resolved_training(job: JobSpec) -> dict[str, Any]:
     One spelling for checkpointing, never reentrant; `data_seed` follows `seed`; the loss is
     logged at each step; bf16 unless the job or its compute type says otherwise.
     """
-    given = {name: value for name, value in job.training.items() if value is not None}
-    given.pop(table.HANG_S, None)
-    if max_steps(given) is None:
-        given.pop("max_steps", None)
-    training = _filled("training", given)
+    training = {n: v for n, v in _filled("training", job.training).items() if v is not None}
+    training.pop("hang_s", None)
+    if max_steps(training) is None:
+        training.pop("max_steps", None)
     for name, value in {"logging_steps": 1, "report_to": "tensorboard"}.items():
         training.setdefault(name, value)
     training["logging_nan_inf_filter"] = False
@@ -192,15 +190,13 @@ def resolved_training(job: JobSpec) -> dict[str, Any]:
     return _checkpointing(training)
 
 
-def _filled(block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {name: table.default(block, name) for name in _FILLED[block]}
-    good, _ = table.check(block, defaults)
-    return {**good, **given}
+def _filled(block: str, section: Arguments) -> dict[str, Any]:
+    return {**section.model_dump(include=set(_FILLED[block])), **section.given()}
 
 
 def _bf16(job: JobSpec) -> bool:
     compute = _quantization(job).get("bnb_4bit_compute_dtype", "bfloat16")
-    return not job.training.get("fp16") and compute == "bfloat16"
+    return not job.training.fp16 and compute == "bfloat16"
 
 
 def _checkpointing(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +211,7 @@ def _checkpointing(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quantization(job: JobSpec) -> dict[str, Any]:
-    given = dict(job.quantization or {})
+    given = given_quantization(job)
     if given.get("load_in_4bit"):
         return {**QLORA, **{name: value for name, value in given.items() if value is not None}}
     return given if given.get("load_in_8bit") else {}
@@ -282,7 +278,7 @@ def _python(python: str | None, base_dir: Path) -> str | None:
 
 
 def _deepspeed(job: JobSpec, user: Mapping[str, Any] | None) -> dict[str, Any]:
-    fp16 = bool(job.training.get("fp16") or job.training.get("fp16_full_eval"))
+    fp16 = job.training.fp16 or job.training.fp16_full_eval
     if user is None:
         return deepspeed.from_stage(job.deepspeed.stage or deepspeed.DEFAULT_STAGE, fp16=fp16)
     return deepspeed.merged(user, job.deepspeed.stage, fp16=fp16)

@@ -122,7 +122,8 @@ def _train_index(job: JobSpec, file: Path) -> Iterator[Fault]:
             "use a smaller batch or fewer GPUs",
         )
         return
-    epochs, every = job.training.get("num_train_epochs"), job.checkpoint.every_steps
+    epochs = job.training.given().get("num_train_epochs")
+    every = job.checkpoint.every_steps
     if epochs is None or every is None:
         return
     total = -int(-epochs * (count // batch) // 1)

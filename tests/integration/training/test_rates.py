@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.arguments import table
 from orchestrator.config.checks import rates
+from orchestrator.config.models.library import TrainingSection
 from tests.harness.ranks import ROOT
 from tests.harness.training import Disturbance, TrainingBench, assert_same_training
 
@@ -37,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def accepted(name: str) -> list[str]:
     """The choices of an argument that a job file may give."""
-    choices = table.table("training")[name].choices
+    choices = typing.get_args(TrainingSection.model_fields[name].annotation)
     return [c for c in choices if not refused({name: c, **SETTINGS.get(c, {})})]
 
 

@@ -144,7 +144,7 @@ def test_the_commented_settings_of_init_are_right() -> None:
     ]
     text = "\n".join(lines)
     spec = parse_job(text, Path("job.yaml")).spec
-    assert spec.training["bf16"] is True
+    assert spec.training.bf16 is True
     assert spec.env == {"OMP_NUM_THREADS": "1"}
     assert spec.preemption.max_failures_without_progress == 3
 

@@ -92,7 +92,11 @@ def test_a_file_without_a_stage_takes_that_of_the_job(folder: Folder) -> None:
         ({"zero_optimization": {"zzzz": 1}}, "unknown field", "it is no setting of ZeRO"),
         ({"zzzz": 1}, "zzzz: unknown field", "it is no setting of DeepSpeed"),
         ({"compression_training": {}}, "cannot be set here", "remove it"),
-        ({"zero_optimization": []}, "must be an object", ""),
+        ({"zero_optimization": []}, "must be a block of fields", ""),
+        ({"zero_optimization": {"overlap_comm": 3}}, "must be true or false or auto, not 3", ""),
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, "must be more than 0, not -1", ""),
+        ({"steps_per_print": "10"}, "must be a whole number or auto", "quotation marks"),
+        ({"bf16": {"enable": True}}, "bf16.enable: unknown field", "did you mean enabled?"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "not in the checkpoint",
