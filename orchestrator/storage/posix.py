@@ -166,6 +166,10 @@ class PosixStorage:
             try:
                 fd = os.open(tmp, os.O_WRONLY | os.O_CLOEXEC)
                 try:
+                    free = os.fstatvfs(fd)
+                    if free.f_blocks and size_bytes > free.f_bfree * free.f_frsize:
+                        # posix_fallocate would first take all that is left, from everybody.
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.posix_fallocate(fd, 0, max(1, size_bytes))
                 finally:
                     os.close(fd)

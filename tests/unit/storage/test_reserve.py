@@ -147,6 +147,19 @@ def test_a_try_leaves_nothing(storage: PosixStorage) -> None:
 
 def test_a_try_asks_for_as_much_as_is_needed(storage: PosixStorage) -> None:
     free = os.statvfs(storage.uri)
-    with pytest.raises(StorageError):
-        try_writing(storage, free.f_bavail * free.f_frsize + (1 << 40))
+    with pytest.raises(StorageError, match="No space left"):
+        try_writing(storage, free.f_blocks * free.f_frsize + 1)
     assert [p for p in Path(storage.uri).rglob("*") if p.is_file()] == []
+
+
+def test_a_try_that_cannot_succeed_takes_no_room_from_others(
+    storage: PosixStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda fd, start, size: taken.append(size))
+    free = os.statvfs(storage.uri)
+    with pytest.raises(StorageError):
+        try_writing(storage, free.f_blocks * free.f_frsize + 1)
+    assert taken == []
+    try_writing(storage, BYTES)
+    assert taken == [BYTES]
