@@ -19,9 +19,10 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import QvlError, UserError
 from orchestrator.templates.check import Finding, Shape, check
-from orchestrator.templates.find import SLURM_TEMPLATE, Template, find_for
+from orchestrator.templates.find import SLURM_TEMPLATE, find_for
 from orchestrator.templates.rehearsal import Act, Script, rehearse
 from orchestrator.templates.render import render
+from orchestrator.templates.template import Template
 
 SHAPES = ((1, 1), (1, 8), (4, 8))
 """Nodes and GPUs of each node that a template is rendered for."""

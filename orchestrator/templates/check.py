@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.templates.directives import Directive, directives
-from orchestrator.templates.find import Template
+from orchestrator.templates.template import Template
 
 
 @dataclass(frozen=True, slots=True)

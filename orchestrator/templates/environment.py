@@ -18,7 +18,7 @@ from jinja2.lexer import Token, TokenStream
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import UserError
-from orchestrator.templates.find import Source, canonical_name
+from orchestrator.templates.template import Source, canonical_name
 
 Emit = Callable[[Any, str, int], "Done"]
 """Value, file and line (0 = not known) -> what stands for it in the text."""

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from orchestrator.contract.jsonio import Json, MalformedJson, digest, from_json, to_json
+from orchestrator.contract.jsonio import MalformedJson
 from orchestrator.contract.regular import open_regular
-from orchestrator.errors import CheckpointError, UserError
+from orchestrator.errors import CheckpointError, InternalError, UserError
 from orchestrator.resources import resource
+from orchestrator.templates.template import (
+    API,
+    SHIPPED,
+    Kind,
+    Origin,
+    Source,
+    Template,
+    canonical_name,
+    freeze,
+    sha256_of,
+    thaw,
+)
 
-Kind = Literal["slurm", "k8s"]
-Origin = Literal["user", "site", "checkout", "package"]
-API = 1
-"""The version of names and blocks that templates may rely upon."""
 SLURM_TEMPLATE = "train.sbatch.j2"
 """The batch file of a job."""
 BACKENDS: Mapping[str, tuple[Kind, str]] = {
@@ -28,43 +36,6 @@ MAX_BYTES = 256 * 1024
 MAX_FILES = 32
 
 _MARK = re.compile(r"\{#-?\s*qvl-template\s+api=(\d{1,6})\s*-?#\}")
-_SHIPPED = ("slurm", "k8s")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One file of a template. Its name says where it comes from: `slurm/` and `k8s/` are ours,
-    `site/` is the site's directory, `./` is the folder of the user's file.
-    """
-
-    name: str
-    path: str
-    text: str
-
-    @property
-    def ours(self) -> bool:
-        """True if it ships with the project."""
-        return self.name.partition("/")[0] in _SHIPPED
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A template as it was read; `sources` are all its files, itself first."""
-
-    origin: Origin
-    path: Path
-    text: str
-    sha256: str
-    """Over the file and everything that it extends or includes."""
-    api: int
-    kind: Kind = "slurm"
-    sources: tuple[Source, ...] = ()
-
-    @property
-    def template_id(self) -> str:
-        """Where it came from, for people: `site:/etc/...`, `checkout:slurm/train.sbatch.j2`."""
-        first = self.sources[0]
-        return f"{self.origin}:{first.name if first.ours else self.path}"
 
 
 def find_template(
@@ -113,62 +84,6 @@ def with_frozen(kind: Kind, name: str, block: Mapping[str, Any]) -> Mapping[str,
     return {**block, "frozen": freeze(find_for(kind, name, block))}
 
 
-def freeze(template: Template) -> Json:
-    """The template as one JSON value, from which `thaw` makes it again without its files."""
-    return {**to_json(replace(template, path=Path())), "path": str(template.path)}
-
-
-def thaw(value: Json) -> Template:
-    """Inverse of `freeze`. Raises MalformedJson if it is not what was frozen."""
-    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-        raise MalformedJson("not a frozen template")
-    found = from_json(_Frozen, value)
-    template = Template(
-        origin=found.origin,
-        path=Path(found.path),
-        text=found.text,
-        sha256=found.sha256,
-        api=found.api,
-        kind=found.kind,
-        sources=found.sources,
-    )
-    if not found.sources or sha256_of(found.sources) != found.sha256:
-        raise MalformedJson("a frozen template does not match its checksum")
-    return template
-
-
-@dataclass(frozen=True, slots=True)
-class _Frozen:
-    origin: Origin
-    path: str
-    text: str
-    sha256: str
-    api: int
-    kind: Kind
-    sources: tuple[Source, ...]
-
-
-def canonical_name(name: str, parent: str) -> str:
-    """The name of a file that `parent` extends or includes: without a prefix it lies beside it.
-
-    Raises UserError for a name that leaves its folder.
-    """
-    parts = name.split("/")
-    if name.startswith("/") or "\\" in name or any(p in ("", "..") for p in parts):
-        raise UserError(
-            f"{parent}: {name!r} is no name of a template",
-            hint="give slurm/NAME (ours), site/NAME (the site's), or a name beside the file",
-        )
-    if parts[0] in (*_SHIPPED, "site", ".") and len(parts) > 1:
-        return name
-    return f"{parent.partition('/')[0]}/{name}"
-
-
-def sha256_of(sources: tuple[Source, ...]) -> str:
-    """The checksum of a template; the folders that its files lie in do not count."""
-    return digest([[s.name, s.text] for s in sorted(sources, key=lambda s: s.name)])
-
-
 def _read(kind: Kind, origin: Origin, name: str, path: Path, site_dir: Path | None) -> Template:
     first = _source(name, path)
     api = _api(first)
@@ -184,7 +99,7 @@ class _Roots:
 
     def path(self, name: str) -> Path:
         prefix, _, rest = name.partition("/")
-        if prefix in _SHIPPED:
+        if prefix in SHIPPED:
             try:
                 return resource(name)
             except OSError:  # pragma: no cover - a name that the system refuses
@@ -212,8 +127,6 @@ def _closure(first: Source, roots: _Roots) -> Iterator[Source]:
 
 
 def _needed(source: Source, line: int, wanted: str, name: str, roots: _Roots) -> Source:
-    from orchestrator.errors import InternalError
-
     try:
         found = _source(name, roots.path(name))
     except InternalError:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from orchestrator.config.values.suggest import nearest
 from orchestrator.errors import UserError
 from orchestrator.templates import quoting, shell, yamltext
-from orchestrator.templates.find import Template
 from orchestrator.templates.quoting import Unfit
+from orchestrator.templates.template import Template
 
 Mode = Literal["value", "directive", "comment"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.templates.find import API
+from orchestrator.templates.template import API
 
 _TEXT = """\
 {{# qvl-template api={api} #}}

@@ -90,7 +90,8 @@ def check(
     as_json: bool,
 ) -> int:
     """Check a data set (see `_HELP`)."""
-    from orchestrator.cli.services.tool import Bar, run_tool
+    from orchestrator.cli.output.bar import Bar
+    from orchestrator.cli.services.tool import run_tool
 
     if sum(given is not None for given in (job, run, data)) != 1:
         raise UsageError("give either a job file, or --run, or --data and --model")

@@ -162,8 +162,8 @@ def _preempt_at(run: Run, how: _How, step: int) -> None:
 
 def _step(run: Run) -> int:
     """The last step that is known to be done."""
-    from orchestrator.cli.commands.metrics import read_curve
     from orchestrator.run_directory.attempts import read_summary
+    from orchestrator.run_directory.curve import read_curve
 
     summary = read_summary(run.storage)
     curve = read_curve(run.storage)
@@ -178,10 +178,10 @@ def _follow(run: Run) -> None:
 
 
 def _side(run: Run) -> Side:
-    from orchestrator.cli.commands.metrics import read_curve
     from orchestrator.clock import SystemClock
     from orchestrator.operations.drill import Side
     from orchestrator.run_directory.attempts import attempt_numbers
+    from orchestrator.run_directory.curve import read_curve
     from orchestrator.run_directory.runlog import RunLog
 
     done = RunLog(run.storage, SystemClock()).read().done()
@@ -195,8 +195,7 @@ def _side(run: Run) -> Side:
 
 
 def _events(run: Run) -> Any:
-    from orchestrator.cli.commands.events import new_events
-    from orchestrator.cli.commands.logs import Tail
+    from orchestrator.cli.services.tail import Tail, new_events
 
     return new_events(run.storage, Tail(run.storage))
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.commands.logs import Tail, until_settled
 from orchestrator.cli.common import get_run, json_option, out, out_json
+from orchestrator.cli.services.tail import Tail, new_events, until_settled
 from orchestrator.contract.event import KINDS
 
 if TYPE_CHECKING:
     from orchestrator.contract.event import Event
-    from orchestrator.storage.protocol import Storage
 
 _HELP = """Show what happened to RUN, oldest first: notices, saves, restarts, verdicts.
 
@@ -50,23 +49,6 @@ def command(*, run: str, follow: bool, kinds: tuple[str, ...], as_json: bool) ->
             for _ in until_settled(chosen):
                 _print(new_events(chosen.storage, tail), kinds, as_json)
     return 0
-
-
-def new_events(storage: Storage, tail: Tail) -> list[Event]:
-    """Events of all writers that were not seen before, by time."""
-    from orchestrator.contract import layout
-    from orchestrator.contract.event import Event
-    from orchestrator.contract.jsonio import MalformedJson, from_json, loads
-    from orchestrator.run_directory.attempts import attempt_numbers
-
-    parents = [layout.EVENTS]
-    parents += [f"{layout.attempt_dir(n)}events/" for n in attempt_numbers(storage)]
-    found = []
-    for folder in (folder for parent in parents for folder in tail.streams(parent)):
-        for line in tail.new(folder):
-            with suppress(MalformedJson):
-                found.append(from_json(Event, loads(line)))
-    return sorted(found, key=lambda e: (e.time, e.attempt or 0, e.writer, e.seq))
 
 
 def _print(events: Iterable[Event], kinds: Collection[str], as_json: bool) -> None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.common import get_run, json_option, out, out_json
-
-if TYPE_CHECKING:
-    from orchestrator.cli.services.result import Result
-    from orchestrator.controller.run import Run
 
 _HELP = """Ask the model that RUN has trained the QUESTION about IMAGE.
 
@@ -50,8 +43,9 @@ def command(
     as_json: bool,
 ) -> int:
     """Ask a model (see `_HELP`)."""
-    from orchestrator.cli.services.result import gather
-    from orchestrator.cli.services.tool import Bar, absolute, run_tool
+    from orchestrator.cli.output.bar import Bar
+    from orchestrator.cli.services.result import adapter_request, gather
+    from orchestrator.cli.services.tool import absolute, run_tool
     from orchestrator.controller import trust
 
     chosen = get_run(run)
@@ -81,17 +75,3 @@ def command(
         for text in said["base_answer"].split("\n"):
             out(text)
     return 0
-
-
-@contextmanager
-def adapter_request(run: Run, result: Result) -> Iterator[dict[str, Any]]:
-    """The `job` and `adapter` of a request; the adapter lies in a folder until the end."""
-    import tempfile
-
-    from orchestrator.cli.services.result import adapter
-    from orchestrator.contract.jsonio import to_json
-
-    with tempfile.TemporaryDirectory(prefix="qvl-adapter-") as folder:
-        for name, data in adapter(run.storage, result).items():
-            (Path(folder) / name).write_bytes(data)
-        yield {"job": to_json(result.job), "adapter": folder}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import re
-import sys
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -15,14 +14,13 @@ import click
 
 from orchestrator.cli import escape
 from orchestrator.cli.common import get_run, json_option, note, note_text, out_json, out_text
+from orchestrator.cli.services.tail import Tail, until_settled
 from orchestrator.errors import QvlError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.contract.records import ClaimRecord
     from orchestrator.controller.run import Run
-    from orchestrator.storage.protocol import Storage
 
-FOLLOW_S = 0.5
 _HELP = """Show what the ranks of RUN printed: the newest attempt that printed anything, all ranks.
 
 With -f, go on across attempts until the run has ended or waits for a person. Where no rank
@@ -125,57 +123,6 @@ def _unclaimed(run: Run) -> list[Line]:
             text = f"submission {facts.newest_submission} claimed no attempt: {facts.words}"
             found.append(Line(None, None, None, text))
     return found
-
-
-class Tail:
-    """Streams of lines, each read on from where the last look at it ended."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._at: dict[str, tuple[int, int]] = {}
-        """Number of the segment, and of its lines that were taken, by folder."""
-
-    def streams(self, parent: str) -> list[str]:
-        """The folders of the streams below `parent`."""
-        found = self._storage.list(parent, deep=True)
-        return sorted({e.path.rpartition("/")[0] + "/" for e in found})
-
-    def new(self, folder: str) -> Iterator[bytes]:
-        """Lines of one stream that were not taken before."""
-        from orchestrator.run_directory.segments import read_lines
-
-        segment, skip = self._at.get(folder, (0, 0))
-        current, count = segment, 0
-        for number, line in read_lines(self._storage, folder, start=segment):
-            count = count + 1 if number == current else 1
-            current = number
-            if number > segment or count > skip:
-                self._at[folder] = (current, count)
-                yield line
-
-
-def until_settled(run: Run) -> Iterator[None]:
-    """Yields every half second, and once more after the last word of a run that has ended."""
-    while True:
-        settled = is_settled(run)
-        yield
-        sys.stdout.flush()
-        if settled:
-            return
-        run.clock.sleep(FOLLOW_S)
-
-
-def is_settled(run: Run) -> bool:
-    """True if nothing will change without a person, and no job is there that could speak."""
-    from orchestrator.controller.observe import backend_phase
-    from orchestrator.controller.status_rows import job_of
-    from orchestrator.domain.states import FINAL, State
-    from orchestrator.operations.status import refresh
-
-    row = refresh(run.registry, run.clock, run.registry.find(run.run_id)).row
-    if row["state"] not in FINAL and row["state"] != State.HELD:
-        return False
-    return backend_phase(run, job_of(row)) not in ("pending", "running")
 
 
 class _Source:

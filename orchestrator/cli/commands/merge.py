@@ -34,10 +34,10 @@ Examples:
 @json_option
 def command(*, run: str, folder: Path, step: int | None, as_json: bool) -> int:
     """Merge an adapter (see `_HELP`)."""
-    from orchestrator.cli.commands.generate import adapter_request
+    from orchestrator.cli.output.bar import Bar
     from orchestrator.cli.services.model_card import model_card
-    from orchestrator.cli.services.result import base_type, gather, new_folder
-    from orchestrator.cli.services.tool import Bar, run_tool
+    from orchestrator.cli.services.result import adapter_request, base_type, gather, new_folder
+    from orchestrator.cli.services.tool import run_tool
     from orchestrator.controller import trust
 
     chosen = get_run(run)

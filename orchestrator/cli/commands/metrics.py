@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from orchestrator.cli import escape
 from orchestrator.cli.common import get_run, json_option, note, out, out_json, out_text
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.contract.event import StepMetrics
-    from orchestrator.storage.protocol import Storage
 
 FIELDS = ("step", "attempt", "loss", "loss_hex", "learning_rate", "grad_norm", "time")
 _HELP = """Show loss, learning rate and gradient norm of each optimizer step of RUN.
@@ -40,6 +35,8 @@ def command(*, run: str, as_csv: bool, as_json: bool) -> int:
     """Show the curve (see `_HELP`)."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other")
+    from orchestrator.run_directory.curve import read_curve
+
     curve = read_curve(get_run(run).storage)
     rows = [{name: getattr(line, name) for name in FIELDS} for line in curve]
     if as_json:
@@ -58,31 +55,6 @@ def command(*, run: str, as_csv: bool, as_json: bool) -> int:
     else:
         note("no step is finished yet")
     return 0
-
-
-def read_curve(storage: Storage) -> list[StepMetrics]:
-    """The curve of a run, read from what rank 0 of each attempt wrote."""
-    from orchestrator.domain.curve import merge
-    from orchestrator.errors import RecordDamaged
-    from orchestrator.run_directory.attempts import attempt_numbers, read_start
-
-    numbers, starts = attempt_numbers(storage), {}
-    for number in numbers:
-        with suppress(RecordDamaged):  # then its first line says where it started
-            if (point := read_start(storage, number)) is not None:
-                starts[number] = point.step
-    return merge({n: _lines(storage, n) for n in numbers}, starts)
-
-
-def _lines(storage: Storage, attempt: int) -> Iterator[StepMetrics]:
-    from orchestrator.contract import layout
-    from orchestrator.contract.event import StepMetrics
-    from orchestrator.contract.jsonio import MalformedJson, from_json
-    from orchestrator.run_directory.segments import read_segments
-
-    for _, line in read_segments(storage, layout.metrics(attempt, 0)):
-        with suppress(MalformedJson):
-            yield from_json(StepMetrics, line)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

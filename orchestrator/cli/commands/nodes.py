@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import click
 
 from orchestrator.cli.common import json_option, out, out_json, registry
 from orchestrator.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestrator.domain.node_exclusion import ExcludedNode
 
 _HELP = """Nodes that new jobs keep away from.
 
@@ -49,6 +43,8 @@ def command() -> None:
 @json_option
 def show(*, as_json: bool) -> int:
     """List them (see `_LIST`)."""
+    from orchestrator.cli.services.nodes import excluded_now, node_line
+
     found = excluded_now()
     if as_json:
         from orchestrator.contract.jsonio import to_json
@@ -67,6 +63,8 @@ def show(*, as_json: bool) -> int:
 @json_option
 def clear(*, names: tuple[str, ...], as_json: bool) -> int:
     """Forgive nodes (see `_CLEAR`). Raises UserError for one that is not excluded."""
+    from orchestrator.cli.services.nodes import excluded_now
+
     known = [node.node for node in excluded_now()]
     for name in names:
         if name not in known:
@@ -81,21 +79,3 @@ def clear(*, names: tuple[str, ...], as_json: bool) -> int:
     else:
         out(f"used again: {', '.join(cleared) or 'no node was excluded'}")
     return 0
-
-
-def excluded_now() -> Sequence[ExcludedNode]:
-    """The nodes that new jobs keep away from."""
-    from orchestrator.clock import SystemClock
-    from orchestrator.controller.node_exclusion import excluded
-
-    return excluded(registry(), SystemClock().now())
-
-
-def node_line(node: ExcludedNode) -> str:
-    """One node in words."""
-    from orchestrator.clock import iso
-
-    return (
-        f"{node.node}  excluded until {iso(node.until)[:16]}Z: {node.deaths} attempts died there "
-        f"quickly ({node.error})"
-    )

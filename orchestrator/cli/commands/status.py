@@ -94,7 +94,7 @@ def _show(
 
 def _excluded() -> str:
     """The nodes that new jobs keep away from, a line each."""
-    from orchestrator.cli.commands.nodes import excluded_now, node_line
+    from orchestrator.cli.services.nodes import excluded_now, node_line
 
     lines = [node_line(node) for node in excluded_now()]
     return "".join(

@@ -13,7 +13,7 @@ from orchestrator.errors import UserError
 if TYPE_CHECKING:
     from orchestrator.config.models.site import SiteConfig
     from orchestrator.operations.site_templates import Report
-    from orchestrator.templates.find import Template
+    from orchestrator.templates.template import Template
 
 _HELP = """Look at, check and start the template that every Slurm job's batch file is made from.
 

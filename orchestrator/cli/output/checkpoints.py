@@ -13,7 +13,7 @@ from orchestrator.cli.common import note, out
 from orchestrator.cli.output.table import aligned, size
 
 if TYPE_CHECKING:
-    from orchestrator.cli.services.tool import Bar
+    from orchestrator.cli.output.bar import Bar
     from orchestrator.contract.manifest import CheckpointManifest, FileEntry
     from orchestrator.contract.records import LogRecord
     from orchestrator.controller.run import Run
@@ -137,7 +137,7 @@ class Reading:
 @contextmanager
 def reading(records: Sequence[LogRecord], what: str) -> Iterator[Reading]:
     """For what is about to be read of these checkpoints."""
-    from orchestrator.cli.services.tool import Bar
+    from orchestrator.cli.output.bar import Bar
 
     with Bar() as bar:
         yield Reading(bar, sum(r.commit().size_bytes for r in records), what)

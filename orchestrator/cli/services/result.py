@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.commands.metrics import read_curve
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
-from orchestrator.contract.jsonio import MalformedJson, loads, pretty
+from orchestrator.contract.jsonio import MalformedJson, loads, pretty, to_json
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.records import Commit
 from orchestrator.contract.regular import read_regular
@@ -22,6 +21,7 @@ from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.domain.verdict import PREEMPTED, attempt_verdict
 from orchestrator.errors import CheckpointError, UserError
 from orchestrator.run_directory import attempts, checkpoints
+from orchestrator.run_directory.curve import read_curve
 from orchestrator.run_directory.runlog import LogView, RunLog
 from orchestrator.run_directory.segments import read_events
 from orchestrator.storage.hashing import hash_bytes
@@ -202,3 +202,12 @@ def base_type(job: ResolvedJob) -> str | None:
         return None
     found = config.get("model_type") if isinstance(config, dict) else None
     return found if isinstance(found, str) else None
+
+
+@contextmanager
+def adapter_request(run: Run, result: Result) -> Iterator[dict[str, Any]]:
+    """The `job` and `adapter` of a request; the adapter lies in a folder until the end."""
+    with tempfile.TemporaryDirectory(prefix="qvl-adapter-") as folder:
+        for name, data in adapter(run.storage, result).items():
+            (Path(folder) / name).write_bytes(data)
+        yield {"job": to_json(result.job), "adapter": folder}

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import note_over
 from orchestrator.errors import (
     CheckpointError,
     InternalError,
@@ -23,7 +22,7 @@ from orchestrator.errors import (
     UserError,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _TAIL = 2000
 """Characters of the program's own output that are shown when it breaks."""
 
@@ -115,26 +114,6 @@ def _environment(program: str, more: Mapping[str, str]) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PATH": os.pathsep.join(filter(None, folders)),
     }
-
-
-class Bar:
-    """One line on stderr that is written over, if that is a terminal."""
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            note_over("")
-
-    def show(self, message: Mapping[str, Any]) -> None:
-        """`what`, or the name of `file`, and how much of it is done."""
-        if not sys.stderr.isatty():
-            return
-        done, total = int(message.get("done", 0)), max(1, int(message.get("total", 1)))
-        what = message.get("what") or Path(str(message.get("file", ""))).name
-        filled = 30 * done // total
-        note_over(f"{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from orchestrator.errors import StorageError
-
-if TYPE_CHECKING:
-    from orchestrator.storage.object_store.s3_client import S3Client
+from orchestrator.storage.object_store.store import Body
 
 PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 MAX_PARTS = 10_000
 """S3's own limit; with PART_BYTES it makes the largest file 78 GiB."""
+
+
+class UploadRequests(Protocol):
+    """The requests that an upload is made of."""
+
+    def put(self, key: str, data: Body) -> None: ...
+    def begin_upload(self, key: str, token: str) -> str: ...
+    def start_part(
+        self, key: str, upload_id: str, number: int, data: Body
+    ) -> Future[dict[str, Any]]: ...
+    def complete_upload(
+        self, key: str, upload_id: str, token: str, parts: Sequence[dict[str, Any]]
+    ) -> None: ...
+    def abort_upload(self, key: str, upload_id: str, patience_s: float | None = None) -> None: ...
 
 
 class Upload:
@@ -25,7 +38,7 @@ class Upload:
     What fits into one part is sent by a single request. Not for several threads at once.
     """
 
-    def __init__(self, client: S3Client, key: str) -> None:
+    def __init__(self, client: UploadRequests, key: str) -> None:
         self._client = client
         self._key = key
         self._token = secrets.token_hex(16)

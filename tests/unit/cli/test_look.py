@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.commands.logs import Tail
+from orchestrator.cli.services.tail import Tail
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.event import Event
@@ -120,8 +120,8 @@ def test_following_goes_on_over_attempts_until_it_is_settled(
         run.print(2, 0, (3, "last words"))
         return True
 
-    monkeypatch.setattr("orchestrator.cli.commands.logs.is_settled", settled)
-    monkeypatch.setattr("orchestrator.cli.commands.logs.FOLLOW_S", 0.0)
+    monkeypatch.setattr("orchestrator.cli.services.tail.is_settled", settled)
+    monkeypatch.setattr("orchestrator.cli.services.tail.FOLLOW_S", 0.0)
     assert shell("logs", "-f", RUN).splitlines() == [
         "[a1 r0] one", "[a1 r1] two", "[a2 r0] last words",
     ]  # fmt: skip

@@ -14,9 +14,10 @@ from orchestrator.operations import site_templates as templates
 from orchestrator.operations.site_templates import check_template, sample_values, site_template
 from orchestrator.templates.check import Shape, check
 from orchestrator.templates.directives import Directive, directives
-from orchestrator.templates.find import Template, find_template
+from orchestrator.templates.find import find_template
 from orchestrator.templates.render import render
 from orchestrator.templates.starter import starter_text
+from orchestrator.templates.template import Template
 from tests.unit.templates.conftest import MARK
 
 SITE = SiteConfig()

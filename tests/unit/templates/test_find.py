@@ -9,17 +9,9 @@ import pytest
 
 from orchestrator.contract.jsonio import MalformedJson
 from orchestrator.errors import CheckpointError, UserError
-from orchestrator.templates.find import (
-    SLURM_TEMPLATE,
-    Template,
-    canonical_name,
-    find_for,
-    find_template,
-    freeze,
-    thaw,
-    with_frozen,
-)
+from orchestrator.templates.find import SLURM_TEMPLATE, find_for, find_template, with_frozen
 from orchestrator.templates.render import render
+from orchestrator.templates.template import Template, canonical_name, freeze, thaw
 from tests.unit.templates.conftest import MARK
 
 OURS = '{% extends "slurm/train.sbatch.j2" %}\n'
