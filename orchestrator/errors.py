@@ -17,7 +17,7 @@
     ├── ContractRefused      78  the resume contract does not hold (job exit code)
     ├── NotOwner             79  this attempt has been replaced
     ├── PeersMissing          1  other nodes of the job did not come (job exit code)
-    └── InternalError         1  a fault of ours
+    └── InternalError         1  an internal error
 
 Exit codes up to 78 are those of the command line (sysexits where one fits);
 79 belongs to the processes of a job (`contract.codes`).

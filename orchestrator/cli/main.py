@@ -24,7 +24,7 @@ _EPILOG = """Every command takes --help, which shows an example.
 \b
 Exit codes:
   0   done
-  1   a fault of ours
+  1   an internal error
   2   the command line is wrong
   3   no such run
   69  a backend or a storage does not answer
@@ -47,18 +47,18 @@ COMMANDS = {
     "preempt": "Deliver a notice as a scheduler would.",
     "cancel": "Cancel a run for good; it saves first if it can.",
     "resume": "Go on with a run that is held, failed or cancelled.",
-    "repair": "Show what of a run is damaged, and make its log anew.",
+    "repair": "Show what is damaged in a run, and rebuild its log.",
     "rm": "Delete a run and its directory.",
     "adopt": "Enter run directories into this machine's registry.",
-    "controller": "Look after runs: once (cron) or for ever.",
+    "controller": "Look after runs, once (for cron) or continuously.",
     "nodes": "Show or clear the nodes that new jobs keep away from.",
     "export": "Write a run's adapter as a folder that plain PEFT loads.",
     "merge": "Write the base model with a run's adapter merged into it.",
-    "generate": "Ask what a run has trained about a picture.",
+    "generate": "Ask a trained model a question about a picture.",
     "verify": "Prove that a run's attempts are one training.",
     "template": "Look at, check and start a site's batch template.",
     "drill": "Preempt a short copy of a job on purpose, and compare.",
-    "doctor": "Say what of this place endangers a run, and the cure.",
+    "doctor": "Check what would endanger a run here, and how to cure it.",
     "schema": "Print the JSON schema of job.yaml.",
     "version": "Show versions.",
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.contract.resolved import ResolvedJob
     from orchestrator.doctor.finding import Finding
 
-_HELP = """Say what of this place endangers a run: what, why it matters, and what to change.
+_HELP = """Check what would endanger a run here, why it matters, and what to change.
 
 With a job file, what that job needs counts: its partition, grace, time limit and folders.
 Without one, --backend says what is looked at; left out: Slurm where sbatch is on PATH.
@@ -43,7 +43,7 @@ DANGER = 78
 @click.argument("job", required=False, type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where runs are to go.")
 @click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
-@click.option("--all", "every", is_flag=True, help="Also what was found good.")
+@click.option("--all", "every", is_flag=True, help="Also show what is in order.")
 @click.option("--probe", is_flag=True, help="Submit a job of two minutes and read its report.")
 @click.option("--partition", help="Partition of --probe, instead of the default.")
 @click.option("--preempt-with", metavar="PARTITION", help="Preempt the probe by a job there.")

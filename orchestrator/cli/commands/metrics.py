@@ -29,7 +29,7 @@ Examples:
 
 @click.command("metrics", help=_HELP, epilog=_EXAMPLES)
 @click.argument("run")
-@click.option("as_csv", "--csv", is_flag=True, help="Comma-separated values with a head line.")
+@click.option("as_csv", "--csv", is_flag=True, help="Comma-separated values with a header line.")
 @json_option
 def command(*, run: str, as_csv: bool, as_json: bool) -> int:
     """Show the curve (see `_HELP`)."""

@@ -48,7 +48,7 @@ Examples:
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of --job."
 )
 @click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
-@click.option("--reset-batch-plan", is_flag=True, help="Undo the halving after out of memory.")
+@click.option("--reset-batch-plan", is_flag=True, help="Return to the original micro-batch size.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
 @json_option
 def command(

@@ -41,7 +41,7 @@ Examples:
 
 @click.command("submit", help=_HELP, epilog=_EXAMPLES)
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted; no more.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be submitted.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
 @click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
