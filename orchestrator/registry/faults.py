@@ -27,7 +27,7 @@ def of_files(folder: Path, fault: OSError) -> QvlError:
 
 
 def of_database(file: Path, fault: sqlite3.Error) -> QvlError | None:
-    """For what SQLite says of the registry `file`; None: this is a fault of ours."""
+    """For what SQLite says of the registry `file`; None: this is an internal error."""
     match getattr(fault, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return RegistryDamaged(

@@ -204,12 +204,12 @@ def trainable_digest(model: nn.Module) -> str:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What `trainable_digest` is made of."""
+    """The parameters behind `trainable_digest`, by name; on their device, by reference."""
     return {_unwrapped(n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """`blake3:<hex>` over names, types, shapes and bytes."""
+    """`blake3:<hex>` over names (sorted), types, shapes and bytes of tensors."""
     digest = blake3()
     for name in sorted(tensors):
         _add(digest, name, tensors[name])

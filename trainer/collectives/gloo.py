@@ -32,7 +32,7 @@ class GlooGroup(Group):
         ]
 
     def gather_tensors(self, value: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's CPU tensor; shapes and types must agree."""
+        """Every rank's CPU tensor, W of them by rank; shapes and types must agree."""
         parts = [torch.zeros_like(value) for _ in range(self.size)]
         dist.all_gather(parts, value, group=self._group)
         return parts
@@ -57,7 +57,9 @@ def make_group(timeout_s: float) -> Group:
 
 
 def mean_of_ranks(group: Group, value: torch.Tensor) -> float:
-    """Mean of a scalar over all ranks, in the arithmetic that transformers logs losses with."""
+    """Mean over all ranks of a tensor of one element, in the arithmetic by which transformers
+    logs losses.
+    """
     own = value.detach().cpu().reshape(1)
     if not isinstance(group, GlooGroup):
         return float(own)

@@ -58,9 +58,9 @@ class ChatDataset(Dataset[Item]):
     def __getitem__(self, i: int) -> Item:
         """Tensors of record `i`.
 
-        input_ids, labels, mm_token_type_ids (1 on image tokens): int64 [length];
-        pixel_values float [patches, dim] and image_grid_thw int64 [images, 3] when the
-        sample has images; index: int. Raises DataError for every fault of the record or
+        input_ids, labels, mm_token_type_ids (1 on image tokens): int64 [T];
+        pixel_values float [P, D] and image_grid_thw int64 [N, 3] when the sample has
+        images; index: int. Raises DataError for every fault of the record or
         of its media.
         """
         sample = normalise(self.records[i], i, file=self.file)
@@ -100,11 +100,11 @@ class Collator:
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Tensors of the micro-batch.
 
-        int64 [micro, length]: input_ids, attention_mask, labels, mm_token_type_ids;
-        pixel_values float [patches, dim] and image_grid_thw int64 [images, 3] joined over
-        the items in order, absent when none has an image; sample_index int64 [micro].
-        Of a broken item nothing but its `fault`; `replaced` lists what items tell of
-        (trainer.data.replacing takes both out again).
+        int64 [B, T]: input_ids, attention_mask, labels, mm_token_type_ids;
+        pixel_values float [P, D] and image_grid_thw int64 [N, 3] joined over the items in
+        order, absent when none has an image; sample_index int64 [B].
+        With a broken item there is nothing but its `fault`; `replaced` lists the
+        replacements of items (trainer.data.replacing takes both out again).
         """
         for item in items:
             if "fault" in item:

@@ -53,7 +53,7 @@ def dropped_per_epoch(samples: int, global_batch: int) -> int:
 def step_indices(
     seed: int, epoch: int, step_in_epoch: int, samples: int, global_batch: int
 ) -> tuple[int, ...]:
-    """Sample numbers of one optimizer step over all ranks, in order.
+    """The W x A x B sample numbers of one optimizer step over all ranks, in order.
 
     `step_in_epoch` counts from 0. Raises UserError when the data set is smaller than a
     global batch and IndexError when the epoch has no such step.
@@ -66,7 +66,7 @@ def step_indices(
 
 
 def rank_block(indices: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
-    """The contiguous part of a step that belongs to `rank`.
+    """The contiguous A x B samples of a step that belong to `rank`.
 
     Raises ValueError when the step does not divide by `world_size` or the rank is outside.
     """
@@ -77,7 +77,7 @@ def rank_block(indices: Sequence[int], rank: int, world_size: int) -> tuple[int,
 
 
 def micro_batches(block: Sequence[int], micro: int) -> list[tuple[int, ...]]:
-    """`block` cut into micro-batches of `micro` samples, in order.
+    """`block` of A x B samples cut into A micro-batches of `micro` = B samples, in order.
 
     Raises ValueError when it does not divide.
     """

@@ -28,7 +28,10 @@ class Reached:
         self._vision = [p for n, p in model.named_parameters() if p.requires_grad and _VISION in n]
 
     def by(self, loss: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The same loss, to the bit, that reaches all of them."""
+        """The same scalar loss, to the bit, whose gradient reaches all of them.
+
+        inputs: of one micro-batch; only whether it has pixel_values [P, D] counts
+        """
         if inputs.get("pixel_values") is not None:
             return loss
         for parameter in self._vision:

@@ -61,7 +61,9 @@ def blocks(
 
 
 def pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Flat pieces of `tensor` in main memory, read on a stream of their own on a GPU."""
+    """1-D pieces of `tensor`, of any shape, in main memory and in order; from a GPU they are read
+    on a stream of their own.
+    """
     flat = tensor.detach().reshape(-1)
     with _beside(flat.device) if flat.is_cuda else nullcontext():
         for start in range(0, flat.numel(), PIECE):
@@ -69,7 +71,7 @@ def pieces(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
 
 
 def _beside(device: torch.device) -> Any:
-    """Context of a new stream that begins where the present one stands."""
+    """Context of a new stream that begins after what the present one has queued."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)

@@ -42,11 +42,15 @@ class StepLog:
         self._ended = time.monotonic()
 
     def begin(self) -> None:
-        """A window begins."""
+        """A window of A micro-batches begins."""
         self._samples, self._losses = [], []
 
     def micro_batch(self, samples: Sequence[int], loss: torch.Tensor) -> None:
-        """One micro-batch went forward and backward."""
+        """One micro-batch went forward and backward.
+
+        samples: the numbers of its B samples
+        loss: a scalar tensor, as `training_step` returns it
+        """
         self._samples.append(tuple(samples))
         self._losses.append(loss)
         self._rank.beat("training")
