@@ -12,7 +12,7 @@ from orchestrator.config.faults import Fault
 
 
 def bundle(faults: tuple[Fault, ...]) -> PydanticCustomError:
-    """Faults as one pydantic error; the readers of job.yaml and site.toml take them out again."""
+    """Faults as one pydantic error; the readers of job.yaml and site.yaml take them out again."""
     return PydanticCustomError("faults", "{count} faults", {"count": len(faults), "faults": faults})
 
 

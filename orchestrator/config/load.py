@@ -12,7 +12,8 @@ from orchestrator.config.faults import Path as FieldPath
 from orchestrator.config.models.job import JobSpec
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.reading.document import parse, read_small
-from orchestrator.config.reading.job import check_data, text_as_written
+from orchestrator.config.reading.explain import text_as_written
+from orchestrator.config.reading.job import check_data
 from orchestrator.config.reading.overrides import apply
 from orchestrator.config.reading.site import load_site
 from orchestrator.config.resolving.job import absolute, model_faults, resolve, site_faults
@@ -57,12 +58,13 @@ def parse_job(source: bytes | str, path: Path, overrides: Sequence[str] = ()) ->
     """The same for a file's content; `path` names it and gives `base_dir`. Reads nothing."""
     document = apply(parse(source, str(path)), overrides)
     if not isinstance(document.data, dict):
+        empty = document.data is None
         raise JobFileError(
-            "a job file is a mapping of fields",
+            "the file is empty" if empty else "a job file is a mapping of fields",
             file=str(path),
             hint=_INIT,
         )
-    spec, faults = check_data(text_as_written(document))
+    spec, faults = check_data(text_as_written(JobSpec, document))
     raise_faults(locate(faults, document.places))
     assert spec is not None, "no spec and no fault"
     text = source if isinstance(source, str) else source.decode("utf-8-sig")

@@ -33,8 +33,8 @@ class Wants:
     """What the job believes it has."""
     time_limit_s: int | None = None
     site_graces: Mapping[str, float] = field(default_factory=dict)
-    """grace_s of each partition in site.toml."""
-    site_file: str = "site.toml"
+    """grace_s of each partition in site.yaml."""
+    site_file: str = "site.yaml"
 
     @property
     def notice_s(self) -> float | None:
@@ -241,7 +241,7 @@ def _beliefs(partition: Partition, real: int, wants: Wants) -> Iterator[Finding]
     if said is not None and said > real:
         yield Finding("danger", f"{wants.site_file}: grace_s of {name}",
                       f"{said:g} s, but Slurm gives {real} s", why,
-                      f'[[slurm.partitions]] name = "{name}": grace_s = {real}')  # fmt: skip
+                      f"slurm.partitions: {{name: {name}, grace_s: {real}}}")  # fmt: skip
     elif said is None and wants.grace_s is not None and wants.grace_s > real:
         yield Finding("danger", "preemption.grace_s",
                       f"{wants.grace_s:g} s, but partition {name} gives {real} s", why,

@@ -17,6 +17,7 @@ from typing import Any
 
 from orchestrator.backends.slurm import commands
 from orchestrator.config.models.site import SiteConfig
+from orchestrator.config.reading.site_file import NAME, is_toml
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.doctor import judge_place, judge_slurm
 from orchestrator.doctor.finding import Finding
@@ -120,6 +121,15 @@ def measure_folder(path: Path, purpose: str) -> Folder:
         fsync_mb_s=speed,
         clock_ahead_s=ahead,
     )
+
+
+def look_language(site: Path | None) -> tuple[Finding, ...]:
+    """A site file in the language of earlier versions, which is read all the same."""
+    if site is None or not is_toml(site):
+        return ()
+    why = "faults in it are told without their lines"
+    change = f"write it anew in YAML, as {site.with_name(NAME)}, and remove this one"
+    return (Finding("note", str(site), "in TOML, and read as before", why, change),)
 
 
 def look_trusted(paths: Iterable[Path]) -> tuple[Finding, ...]:

@@ -22,7 +22,7 @@ _TEXT = """\
 {{% endblock %}}
 
 {{# setup: runs once, on the first node, before the start. Modules and plain lines of shell
-   need no template: slurm.modules and slurm.setup in site.toml. To refuse a start for good:
+   need no template: slurm.modules and slurm.setup in site.yaml. To refuse a start for good:
    exit 78 in an if. #}}
 {{% block setup %}}
 {{{{ super() -}}}}
@@ -30,7 +30,7 @@ _TEXT = """\
 {{% endblock %}}
 
 {{# launch: the srun that starts an agent on each node. A container needs no template either:
-   [slurm.container] in site.toml. #}}
+   slurm.container in site.yaml. #}}
 
 {{# teardown: after the end of an attempt, and after the requeue was asked for. Keep it short:
    Slurm kills the job soon after a preemption. #}}

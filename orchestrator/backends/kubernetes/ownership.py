@@ -28,6 +28,6 @@ def refuse_other_user(block: Mapping[str, Any], folder: Path, uid: int) -> None:
     raise UserError(
         f"the pods run as {user}, to whom the run directory is closed: {folder} belongs to user "
         f"{uid} (mode {about.st_mode & 0o7777:04o})",
-        hint=f"kubernetes.run_as_user: {uid} in the job file; or group_sharing = true in the site "
+        hint=f"kubernetes.run_as_user: {uid} in the job file; or group_sharing: true in the site "
         f"file, and kubernetes.fs_group: {os.getgid()}",
     )

@@ -21,7 +21,7 @@ _HELP = """Look after runs: start what was preempted, record what has ended.
 
 `submit` leaves a controller for its run; these commands take up runs that lost theirs
 (after a reboot), and serve sites that prefer one controller for all. Of other users' runs only
-those are looked after that `adopt` with --trust or [trust] in site.toml names.
+those are looked after that `adopt` with --trust or trust: in site.yaml names.
 """
 _EXAMPLES = """\b
 Examples:

@@ -115,8 +115,9 @@ def _look(
     slurm = backend == "slurm"
     found: list[Finding] = []
     if slurm:
-        named = str(site_file(site) or "site.toml")
+        named = str(site_file(site) or "site.yaml")
         found += look.look_slurm(look.wants_of(job, config, named, known))
+    found += look.look_language(site_file(site))
     found += look.look_trusted(_site_files(config, site))
     found += look.look_machine(look.CLIENTS if slurm else (), wants_gpu=not slurm)
     found += look.look_folder(known.state_dir, "state", must_be_shared=slurm)

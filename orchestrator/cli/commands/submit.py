@@ -129,7 +129,7 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
     from orchestrator.config.reading.site_file import site_file as in_force
     from orchestrator.doctor.look import submit_warnings
 
-    named = str(in_force(site_file) or "site.toml")
+    named = str(in_force(site_file) or "site.yaml")
     for finding in submit_warnings(job, load_site(site_file), named, registry()):
         note_text(finding.text())
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HELP = """Look at, check and start the template that every Slurm job's batch file is made from.
 
-It is looked for in this order: --template, the site's directory (templates_dir in site.toml,
+It is looked for in this order: --template, the site's directory (templates_dir in site.yaml,
 else `templates` beside it) as slurm/train.sbatch.j2, the one that ships. slurm/README.md is the
 guide for administrators.
 """
@@ -158,7 +158,7 @@ def check(*, site: Path | None, template: Path | None, run_it: bool, as_json: bo
     epilog="""\b
 Examples:
   qvl-orchestrate template init
-  qvl-orchestrate template init --site ./site.toml
+  qvl-orchestrate template init --site ./site.yaml
   qvl-orchestrate template init --output ./train.sbatch.j2""",
 )
 @_site
@@ -177,7 +177,7 @@ def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:
         if folder is None:
             raise UserError(
                 "there is no site file, so the site has no directory of templates",
-                hint="write a site.toml first and name it with --site, or give --output",
+                hint="write a site.yaml first and name it with --site, or give --output",
             )
         output = Path(folder) / "slurm" / SLURM_TEMPLATE
     try:

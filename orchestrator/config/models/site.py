@@ -1,4 +1,4 @@
-"""The administrator's file, site.toml: what holds for every job of a site."""
+"""The administrator's file, site.yaml: what holds for every job of a site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `[slurm]` part of site.toml."""
+"""The `slurm:` part of site.yaml."""
 
 from __future__ import annotations
 

@@ -46,14 +46,13 @@ class Document:
 def parse(source: bytes | str, file: str) -> Document:
     """Parse one YAML document.
 
-    `file` names the source in errors. Every fault is a JobFileError with its line.
+    `file` names the source in errors. Every fault is a JobFileError with its line. An empty
+    document is None.
     """
     text = _decode(source, file)
     node = _compose(text, file)
     if node is None:
-        raise JobFileError(
-            "the file is empty", file=file, hint="`qvl-orchestrate init` writes one to start from"
-        )
+        return Document(None, {(): Place(file)})
     builder = _Builder(file)
     data = builder.build(node, ())
     return Document(data, builder.places, builder.written)
@@ -78,7 +77,7 @@ def _decode(source: bytes | str, file: str) -> str:
     size = len(source)
     if size > MAX_BYTES:
         raise JobFileError(
-            f"{size} bytes are too many for a job file (at most {MAX_BYTES})", file=file
+            f"{size} bytes are too many for a file of settings (at most {MAX_BYTES})", file=file
         )
     if isinstance(source, str):
         return source

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.config.faults import Fault, Path, shown
+from orchestrator.config.reading.document import Document
 from orchestrator.config.values.suggest import did_you_mean, listed
 
 _KINDS = {
@@ -83,6 +86,49 @@ def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
     keys = tuple(part for part in path if isinstance(part, str))
     section = section_at(model, keys[:-1])
     return section.model_fields.get(keys[-1]) if section and keys else None
+
+
+def text_as_written(model: type[BaseModel], document: Document) -> Any:
+    """The document's data, with numbers as they were written where the field is text.
+
+    So `revision: 1234567` and `env: {OMP_NUM_THREADS: 04}` mean what they show.
+    """
+    data = copy.deepcopy(document.data)
+    for path, written in document.written.items():
+        flag = isinstance(value_at(data, path), bool)
+        if _is_variable(model, path) or (_is_text(model, path) and not flag):
+            value_at(data, path[:-1])[path[-1]] = written
+    return data
+
+
+def value_at(data: Any, path: Path) -> Any:
+    """The value at a path that exists."""
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _is_text(model: type[BaseModel], path: Path) -> bool:
+    """True if the field takes text, and no number."""
+    field = field_at(model, path) if path and isinstance(path[-1], str) else None
+    return field is not None and _kinds(field.annotation) <= {str, type(None)}
+
+
+def _is_variable(model: type[BaseModel], path: Path) -> bool:
+    """True for a value in a mapping of texts."""
+    field = field_at(model, path[:-1])
+    kind = typing.get_origin(field.annotation) if field else None
+    return kind in (dict, Mapping) and typing.get_args(field and field.annotation)[1] is str
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation allows."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kinds(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, args))
+    return {origin or annotation}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import types
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +12,7 @@ from orchestrator.config.checks.job import job_faults
 from orchestrator.config.faults import Fault, Path
 from orchestrator.config.fields import TEMPLATE_FIELDS
 from orchestrator.config.models.job import JobSpec
-from orchestrator.config.reading.document import Document
-from orchestrator.config.reading.explain import field_at, section_at, unknown_field, validated
+from orchestrator.config.reading.explain import section_at, unknown_field, validated, value_at
 from orchestrator.config.values.suggest import did_you_mean
 
 
@@ -37,34 +34,6 @@ def check_data(data: Any) -> tuple[JobSpec | None, tuple[Fault, ...]]:
             pruned["backend"] = "slurm"  # the one without further rules
     _complete(pruned)
     return None, found + _news(_validated(pruned)[1], found)
-
-
-def text_as_written(document: Document) -> Any:
-    """The document's data, with numbers as they were written where the field is text.
-
-    So `revision: 1234567` and `env: {OMP_NUM_THREADS: 04}` mean what they show.
-    """
-    data = copy.deepcopy(document.data)
-    for path, written in document.written.items():
-        number = not isinstance(_at(data, path), bool)
-        if (_is_text(path) and number) or (path[:1] == ("env",) and len(path) == 2):
-            _put(data, path, written)
-    return data
-
-
-def _is_text(path: Path) -> bool:
-    """True if the field takes text, and no number."""
-    field = None if isinstance(path[-1], int) else field_at(JobSpec, path)
-    return field is not None and _kinds(field.annotation) <= {str, type(None)}
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation allows."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _kinds(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return set().union(*map(_kinds, typing.get_args(annotation)))
-    return {typing.get_origin(annotation) or annotation}
 
 
 def _news(later: tuple[Fault, ...], before: tuple[Fault, ...]) -> tuple[Fault, ...]:
@@ -126,16 +95,6 @@ def _complete(data: dict[str, Any]) -> None:
     data.setdefault("data", {}).setdefault("train", "x")
 
 
-def _at(data: Any, path: Path) -> Any:
-    for part in path:
-        data = data[part]
-    return data
-
-
-def _put(data: Any, path: Path, value: Any) -> None:
-    _at(data, path[:-1])[path[-1]] = value
-
-
 def _remove(data: Any, path: Path) -> None:
     """Remove the value at `path`, if it is there; a list position becomes an absent list."""
     for i, part in enumerate(path):
@@ -145,6 +104,6 @@ def _remove(data: Any, path: Path) -> None:
     if not path:
         return
     try:
-        del _at(data, path[:-1])[path[-1]]
+        del value_at(data, path[:-1])[path[-1]]
     except (KeyError, TypeError, IndexError):
         return

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.config.faults import Fault, dotted
+from orchestrator.config.faults import Place, locate, raise_faults
 from orchestrator.config.models.site import SiteConfig
-from orchestrator.config.reading import tomlpos
-from orchestrator.config.reading.explain import validated
-from orchestrator.config.reading.site_file import site_file
+from orchestrator.config.reading.document import MAX_BYTES, Document, parse
+from orchestrator.config.reading.explain import text_as_written, validated
+from orchestrator.config.reading.site_file import is_toml, site_file
 from orchestrator.contract.regular import read_regular
 from orchestrator.errors import UserError
-
-MAX_BYTES = 256 * 1024
 
 
 def load_site(path: Path | None = None) -> SiteConfig:
@@ -35,27 +32,22 @@ def load_site(path: Path | None = None) -> SiteConfig:
 
 
 def parse_site(raw: bytes, file: str) -> SiteConfig:
-    """A site file's bytes; every fault is a UserError. Pure."""
+    """A site file's bytes. Raises JobFileError, with the line where it is YAML. Pure."""
+    document = _toml(raw, file) if is_toml(Path(file)) else parse(raw, file)
+    data = {} if document.data is None else text_as_written(SiteConfig, document)
+    site, faults = validated(SiteConfig, data)
+    raise_faults(locate(faults, document.places))
+    assert site is not None, "no site and no fault"
+    return site
+
+
+def _toml(raw: bytes, file: str) -> Document:
+    """The standard library's reader keeps no lines: a fault has its path only."""
     if len(raw) > MAX_BYTES:
         raise UserError(f"{file}: {len(raw)} bytes are too many for a site file")
     try:
-        text = raw.decode()
-        data = tomllib.loads(text)
+        return Document(tomllib.loads(raw.decode()), {(): Place(file)})
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8 text") from None
     except (ValueError, RecursionError) as fault:
         raise UserError(f"{file}: not TOML: {fault}") from None
-    site, faults = validated(SiteConfig, data)
-    if site is None:
-        lines = tomlpos.lines(text)
-        raise UserError("\n".join(dict.fromkeys(_line(fault, file, lines) for fault in faults)))
-    return site
-
-
-def _line(fault: Fault, file: str, lines: Mapping[tuple[str | int, ...], int]) -> str:
-    """`site.toml:3 slurm.limits[0].max: ...`, with the line of the nearest enclosing value."""
-    ends = range(len(fault.path), 0, -1)
-    line = next((lines[fault.path[:end]] for end in ends if fault.path[:end] in lines), None)
-    where = file if line is None else f"{file}:{line}"
-    hint = f"; {fault.hint}" if fault.hint else ""
-    return f"{where} {dotted(fault.path)}: {fault.message}{hint}"

@@ -83,11 +83,11 @@ def test_a_jobs_own_needs(desk: Desk, scontrol: Path) -> None:
 
 
 def test_a_site_file_that_promises_too_much(shell: Shell, scontrol: Path, tmp_path: Path) -> None:
-    site = tmp_path / "my-site.toml"
-    site.write_text('[[slurm.partitions]]\nname = "preemptible"\ngrace_s = 60\n')
+    site = tmp_path / "my-site.yaml"
+    site.write_text("slurm: {partitions: [{name: preemptible, grace_s: 60}]}\n")
     said = shell("doctor", "--site", str(site), code=78)
-    assert "my-site.toml: grace_s of preemptible: 60 s, but Slurm gives 20 s" in said
-    assert 'change: [[slurm.partitions]] name = "preemptible": grace_s = 20' in said
+    assert "my-site.yaml: grace_s of preemptible: 60 s, but Slurm gives 20 s" in said
+    assert "change: slurm.partitions: {name: preemptible, grace_s: 20}" in said
     site.write_text("")
     site.chmod(0o666)
     found = levels(shell.json("doctor", "--site", str(site), code=78))

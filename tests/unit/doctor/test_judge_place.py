@@ -126,6 +126,13 @@ def test_a_real_file_that_everybody_can_change(tmp_path: Path) -> None:
     assert [f.level for f in look.look_trusted([path])] == ["good"]
 
 
+def test_a_site_file_of_an_earlier_version_is_noted(tmp_path: Path) -> None:
+    (found,) = look.look_language(tmp_path / "site.toml")
+    assert (found.level, found.what) == ("note", "in TOML, and read as before")
+    assert str(tmp_path / "site.yaml") in found.change
+    assert look.look_language(tmp_path / "site.yaml") == look.look_language(None) == ()
+
+
 MOUNTS = "/dev/a / ext4 rw 0 0\nsrv:/x /home nfs4 rw 0 0\n/dev/b /home/me\\040too xfs rw 0 0\n"
 
 

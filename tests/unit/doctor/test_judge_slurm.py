@@ -148,7 +148,7 @@ def test_accounting_remembers() -> None:
         (
             {},
             {"site_graces": {"preemptible": 60.0}},
-            "danger site.toml: grace_s of preemptible: 60",
+            "danger site.yaml: grace_s of preemptible: 60",
         ),
         ({"MaxTime": "01:00:00"}, {"time_limit_s": 7200}, "danger MaxTime of preemptible: 3600 s"),
         ({}, {"grace_s": 20.0}, "note DefaultTime of preemptible: 3600 s"),

@@ -50,13 +50,13 @@ def test_every_command_of_the_guide_exists(line: str) -> None:
 
 def test_there_are_three_examples() -> None:
     assert [path.name for path in EXAMPLES] == ["container", "gpu-types", "modules"]
-    assert all(f"examples/{path.name}/site.toml" in GUIDE for path in EXAMPLES)
+    assert all(f"examples/{path.name}/site.yaml" in GUIDE for path in EXAMPLES)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
 def test_an_example_is_right(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_sbatch", lambda *_: ([], False))
-    site = load_site(example / "site.toml")
+    site = load_site(example / "site.yaml")
     report = check_template(site, site_template(site, None))
     assert report.findings == ()
     has_own = (example / "templates").exists()
@@ -64,7 +64,7 @@ def test_an_example_is_right(example: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def batch_file(folder: Folder, example: str, *overrides: str) -> str:
-    site = load_site(ROOT / "slurm" / "examples" / example / "site.toml")
+    site = load_site(ROOT / "slurm" / "examples" / example / "site.yaml")
     text = JOB.replace("preemption: {grace_s: 60}\n", "")
     job = resolve_loaded(parse_job(text, folder.job, ["backend=slurm", *overrides]), site)
     spec = TrainSpec(

@@ -56,8 +56,8 @@ def test_the_examples_do_too(tmp_path: Path, name: str) -> None:
     """The container's image is one that can be read; everything else is as it ships."""
     image = tmp_path / "image.sif"
     image.touch()
-    text = (EXAMPLES / name / "site.toml").read_text()
-    copy = tmp_path / "site.toml"
+    text = (EXAMPLES / name / "site.yaml").read_text()
+    copy = tmp_path / "site.yaml"
     copy.write_text(text.replace("/shared/images/qvl-train.sif", str(image)))
     folder = str(EXAMPLES / name / "templates")
     site = load_site(copy).model_copy(update={"templates_dir": folder})

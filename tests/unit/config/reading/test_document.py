@@ -49,8 +49,6 @@ def test_scalars(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "the file is empty"),
-        ("# only a comment\n", "the file is empty"),
         ("a: 1\nb: 2\na: 3\n", "job.yaml:3 a: given twice, first in line 1"),
         ("a:\n  x: 1\n  x: 2\n", "job.yaml:3 a.x: given twice, first in line 2"),
         ("a: !!python/object:os.system x", "job.yaml:1 a: the tag !!python/object:os.system"),
@@ -70,7 +68,7 @@ def test_scalars(text: str, value: object) -> None:
         ("[" * 5000, "nested too deeply"),
         ("[" * 45 + "]" * 45, "nested too deeply"),
         ("- " * 5000, "nested too deeply"),
-        ("x" * (MAX_BYTES + 1), "are too many for a job file"),
+        ("x" * (MAX_BYTES + 1), "are too many for a file of settings"),
     ],
 )
 def test_refusals(text: str, said: str) -> None:
@@ -143,3 +141,10 @@ def flow(value: object) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return "null" if value is None else str(value)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_an_empty_job_file_is_refused(text: str) -> None:
+    with pytest.raises(JobFileError, match="the file is empty"):
+        parse_job(text, Path("job.yaml"))
+    assert parse(text, "site.yaml").data is None

@@ -1,4 +1,4 @@
-"""`[kubernetes]` of site.toml: who looks after runs."""
+"""`kubernetes:` of site.yaml: who looks after runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.unit.config.conftest import JOB, Folder
 
 def resolved(folder: Folder, site: str, block: str, backend: str = "kubernetes") -> dict[str, Any]:
     loaded = parse_job(JOB, folder.job, [f"backend={backend}", f"kubernetes={block}"])
-    return dict(resolve_loaded(loaded, parse_site(site.encode(), "site.toml")).kubernetes)
+    return dict(resolve_loaded(loaded, parse_site(site.encode(), "site.yaml")).kubernetes)
 
 
 def test_the_site_chooses_and_a_job_may_choose_otherwise(folder: Folder) -> None:
-    site = '[kubernetes]\ncontroller = "job"\ncontroller_account = "looker"\n'
+    site = "kubernetes: {controller: job, controller_account: looker}\n"
     assert resolved(folder, site, "{image: a}") == {
         "image": "a",
         "controller": "job",
@@ -32,6 +32,6 @@ def test_the_site_chooses_and_a_job_may_choose_otherwise(folder: Folder) -> None
 
 def test_what_is_no_choice_is_refused_with_its_line() -> None:
     with pytest.raises(
-        UserError, match=r"site.toml:2 kubernetes.controller: must be process, job, deployment"
+        UserError, match=r"site.yaml:2 kubernetes.controller: must be process, job, deployment"
     ):
-        parse_site(b'[kubernetes]\ncontroller = "daemon"\n', "site.toml")
+        parse_site(b"kubernetes:\n  controller: daemon\n", "site.yaml")

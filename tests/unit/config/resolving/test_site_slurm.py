@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +10,42 @@ import pytest
 from orchestrator.config.load import load_site, parse_job, resolve_loaded
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.reading.site import parse_site
-from orchestrator.config.reading.tomlpos import lines
 from orchestrator.config.resolving.slurm import resolve_slurm, slurm_faults
 from orchestrator.errors import JobFileError, UserError
 from tests.unit.config.conftest import JOB, Folder
 
 SITE = """\
-max_parallel_runs = 2
+max_parallel_runs: 2
 
-[slurm]
-partition = "gpu"
-account = "vision"
-gpu_request = "gres"
-modules = ["cuda/12", "gcc"]
-carry_env = ["http_proxy", "NOT_SET"]
-env = { NCCL_DEBUG = "WARN", OMP_NUM_THREADS = "8" }
-allow_options = ["container"]
-
-[[slurm.partitions]]
-name = "gpu"
-grace_s = 120
-
-[[slurm.partitions]]
-name = "scavenge"
-grace_s = 20
-
-[[slurm.gpu_types]]
-name = "a100"
-type = "nvidia_a100"
-
-[[slurm.gpu_types]]
-name = "h100"
-constraint = "h100"
-partition = "scavenge"
-
-[slurm.container]
-image = "/images/train.sif"
-python = "/opt/py/bin/python"
-
-[[slurm.limits]]
-field = "time_limit"
-max = "1-00:00:00"
-reason = "long jobs block maintenance"
-
-[[slurm.limits]]
-field = "gpus"
-max = 16
-partition = "scavenge"
-reason = "two nodes each, so that all get some"
-
-[[slurm.limits]]
-field = "account"
-allowed = ["vision", "speech"]
-required = true
-reason = "GPU hours are charged"
+slurm:
+  partition: gpu
+  account: vision
+  gpu_request: gres
+  modules: [cuda/12, gcc]
+  carry_env: [http_proxy, NOT_SET]
+  env: {NCCL_DEBUG: WARN, OMP_NUM_THREADS: 8}
+  allow_options: [container]
+  partitions:
+  - {name: gpu, grace_s: 120}
+  - {name: scavenge, grace_s: 20}
+  gpu_types:
+  - {name: a100, type: nvidia_a100}
+  - {name: h100, constraint: h100, partition: scavenge}
+  container:
+    image: /images/train.sif
+    python: /opt/py/bin/python
+  limits:
+  - field: time_limit
+    max: 1-00:00:00
+    reason: long jobs block maintenance
+  - field: gpus
+    max: 16
+    partition: scavenge
+    reason: two nodes each, so that all get some
+  - field: account
+    allowed: [vision, speech]
+    required: true
+    reason: GPU hours are charged
 """
 
 
@@ -72,7 +53,7 @@ PLAIN = JOB.replace("preemption: {grace_s: 60}\n", "")
 
 
 def site(text: str = SITE) -> SiteConfig:
-    return parse_site(text.encode(), "site.toml")
+    return parse_site(text.encode(), "site.yaml")
 
 
 def job(*overrides: str) -> Any:
@@ -109,71 +90,77 @@ def test_a_whole_site_file_is_read() -> None:
     ("text", "what"),
     [
         (
-            "[slurm]\npartitoin = 'a'\n",
-            "site.toml:2 slurm.partitoin: unknown field; did you mean part",
+            "slurm:\n  partitoin: a\n",
+            "site.yaml:2 slurm.partitoin: unknown field\n  hint: did you mean partition?",
         ),
-        ("[slurm]\nx1 = 'a'\n", "site.toml:2 slurm.x1: unknown field; known here: partitions"),
+        ("slurm:\n  x1: a\n", "site.yaml:2 slurm.x1: unknown field\n  hint: known here: parti"),
         (
-            "[[slurm.partitions]]\nname = 'a'\ngrace = 3\n",
-            "site.toml:3 slurm.partitions[0].grace: unk",
-        ),
-        ("[[slurm.partitions]]\ngrace_s = 3\n", "site.toml:1 slurm.partitions[0].name: is missing"),
-        (
-            "[[slurm.partitions]]\nname = 'a'\n[[slurm.partitions]]\nname = 'b'\ngrace_s = -1\n",
-            "site.toml:5 slurm.partitions[1].grace_s: must be more than 0, not -1",
+            "slurm:\n  partitions:\n  - name: a\n    grace: 3\n",
+            "site.yaml:4 slurm.partitions[0].grace: unk",
         ),
         (
-            "[slurm]\npartitions = [{name = 'a'}, {nam = 'b'}]\n",
-            "site.toml:2 slurm.partitions[1].nam",
+            "slurm:\n  partitions:\n  - grace_s: 3\n",
+            "site.yaml:3 slurm.partitions[0].name: is missing",
         ),
         (
-            "[slurm]\ngpu_request = 'gpu'\n",
-            "site.toml:2 slurm.gpu_request: must be gpus-per-node",
+            "slurm:\n  partitions:\n  - name: a\n  - name: b\n    grace_s: -1\n",
+            "site.yaml:5 slurm.partitions[1].grace_s: must be more than 0, not -1",
         ),
         (
-            "[slurm]\npartition = 'a b'\n",
-            "site.toml:2 slurm.partition: 'a b' cannot stand in a direct",
-        ),
-        ("[slurm]\naccount = 'a\\n#SBATCH --x'\n", "cannot stand in a directive"),
-        ("slurm.gres = ''\n", "site.toml:1 slurm.gres: "),
-        ("[slurm]\ncarry_env = ['HF_TOKEN']\n", "HF_TOKEN looks like a secret by its name"),
-        ("[slurm]\ncarry_env = ['a b']\n", "'a b' is not a name of a variable"),
-        ("[slurm]\nenv = {WANDB_API_KEY = 'x'}\n", "WANDB_API_KEY looks like a secret"),
-        ("[slurm]\nenv = {QVL_X = 'x'}\n", "QVL_X is set by the agent or the scheduler"),
-        ("[slurm]\nallow_options = ['requeue']\n", "requeue cannot be left to jobs"),
-        ("[slurm]\nsrun_options = ['--overlap', '--jobid=3']\n", "--jobid is not allowed here"),
-        (
-            "[slurm]\npartition = 'z'\n[[slurm.partitions]]\nname = 'a'\n",
-            "site.toml:2 slurm.partition: z is not in partitions",
+            "slurm:\n  partitions: [{name: a}, {nam: b}]\n",
+            "site.yaml:2 slurm.partitions[1].nam",
         ),
         (
-            "[[slurm.partitions]]\nname = 'a'\n[[slurm.partitions]]\nname = 'a'\n",
-            "site.toml:4 slurm.partitions[1].name: a is given twice",
+            "slurm:\n  gpu_request: gpu\n",
+            "site.yaml:2 slurm.gpu_request: must be gpus-per-node",
         ),
         (
-            "[[slurm.limits]]\nfield = 'time_limit'\nmax = 3\n",
-            "site.toml:1 slurm.limits[0].reason: is missing",
+            "slurm:\n  partition: a b\n",
+            "site.yaml:2 slurm.partition: 'a b' cannot stand in a direct",
+        ),
+        ('slurm: {account: "a\\n#SBATCH --x"}\n', "cannot stand in a directive"),
+        ("slurm: {gres: ''}\n", "site.yaml:1 slurm.gres: "),
+        ("slurm: {carry_env: [HF_TOKEN]}\n", "HF_TOKEN looks like a secret by its name"),
+        ("slurm: {carry_env: [a b]}\n", "'a b' is not a name of a variable"),
+        ("slurm: {env: {WANDB_API_KEY: x}}\n", "WANDB_API_KEY looks like a secret"),
+        ("slurm: {env: {QVL_X: x}}\n", "QVL_X is set by the agent or the scheduler"),
+        ("slurm: {allow_options: [requeue]}\n", "requeue cannot be left to jobs"),
+        (
+            "slurm: {srun_options: [--overlap, --jobid=3]}\n",
+            "slurm.srun_options[1]: --jobid is not allowed here",
         ),
         (
-            "[[slurm.limits]]\nfield = 'time_limit'\nreason = 'r'\n",
+            "slurm:\n  partition: z\n  partitions: [{name: a}]\n",
+            "site.yaml:2 slurm.partition: z is not in partitions",
+        ),
+        (
+            "slurm:\n  partitions:\n  - name: a\n  - name: a\n",
+            "site.yaml:4 slurm.partitions[1].name: a is given twice",
+        ),
+        (
+            "slurm:\n  limits:\n  - field: time_limit\n    max: 3\n",
+            "site.yaml:3 slurm.limits[0].reason: is missing",
+        ),
+        (
+            "slurm: {limits: [{field: time_limit, reason: r}]}\n",
             "slurm.limits[0]: limits nothing",
         ),
         (
-            "[[slurm.limits]]\nfield = 'nodes'\nallowed = ['1']\nreason = 'r'\n",
-            "slurm.limits[0]: nodes has a range, no list; use min and max",
+            "slurm: {limits: [{field: nodes, allowed: ['1'], reason: r}]}\n",
+            "slurm.limits[0]: nodes has a range, no list\n  hint: use min and max",
         ),
         (
-            "[[slurm.limits]]\nfield = 'qos'\nmax = 3\nreason = 'r'\n",
-            "qos has no range; use allowed",
+            "slurm: {limits: [{field: qos, max: 3, reason: r}]}\n",
+            "qos has no range\n  hint: use allowed",
         ),
         (
-            "[[slurm.limits]]\nfield = 'time_limit'\nmax = '30:00'\nreason = 'r'\n",
-            "site.toml:3 slurm.limits[0].max: must be a duration",
+            "slurm:\n  limits:\n  - field: time_limit\n    max: 30:00\n    reason: r\n",
+            "site.yaml:4 slurm.limits[0].max: must be a duration",
         ),
         (
-            "[[slurm.limits]]\nfield = 'nodes'\nmax = 1\npartition = 'z'\nreason = 'r'\n"
-            "[[slurm.partitions]]\nname = 'a'\n",
-            "site.toml:4 slurm.limits[0].partition: z is not in partitions",
+            "slurm:\n  limits:\n  - {field: nodes, max: 1, reason: r,\n     partition: z}\n"
+            "  partitions: [{name: a}]\n",
+            "site.yaml:4 slurm.limits[0].partition: z is not in partitions",
         ),
     ],
 )
@@ -182,36 +169,46 @@ def test_refusals_name_line_field_and_cure(text: str, what: str) -> None:
 
 
 def test_every_fault_is_told_at_once() -> None:
-    found = refused("[slurm]\na1 = 1\nb1 = 2\n")
-    assert "site.toml:2 slurm.a1" in found
-    assert "site.toml:3 slurm.b1" in found
+    found = refused("slurm:\n  a1: 1\n  b1: 2\n")
+    assert "site.yaml:2 slurm.a1" in found
+    assert "site.yaml:3 slurm.b1" in found
 
 
-def test_lines_of_a_toml_file() -> None:
-    text = (
-        'a = 1\nb.c = """\n[x]\ny = 1\n"""\n# [z]\n[d]\ne = [\n  1,\n]\n'
-        "[[d.f]]\ng = {h = 1, i = 2}\n[[d.f]]\ng = 'k = 1'\n[d.f.j]\n\"q r\" = 1\n"
-    )
-    tomllib.loads(text)
-    found = lines(text)
-    assert found["a",] == 1
-    assert found["b", "c"] == 2
-    assert ("x",) not in found
-    assert ("z",) not in found
-    assert found["d", "e"] == 8
-    assert found["d", "f", 0, "g"] == 12
-    assert found["d", "f", 0, "g", "i"] == 12
-    assert found["d", "f", 1, "g"] == 14
-    assert found["d", "f", 1, "j", "q r"] == 16
+def test_a_site_of_an_earlier_version_says_the_same() -> None:
+    text = """
+[slurm]
+partition = "gpu"
+env = { OMP_NUM_THREADS = "8" }
+[[slurm.partitions]]
+name = "gpu"
+grace_s = 120
+[[slurm.limits]]
+field = "time_limit"
+max = "1-00:00:00"
+reason = "r"
+"""
+    now = """
+slurm:
+  partition: gpu
+  env: {OMP_NUM_THREADS: 8}
+  partitions: [{name: gpu, grace_s: 120}]
+  limits: [{field: time_limit, max: 1-00:00:00, reason: r}]
+"""
+    assert parse_site(text.encode(), "site.toml") == parse_site(now.encode(), "site.yaml")
+    with pytest.raises(UserError) as caught:
+        parse_site(b"[slurm]\npartitoin = 'a'\nx1 = 3\n", "site.toml")
+    said = str(caught.value)
+    assert "site.toml slurm.partitoin: unknown field\n    hint: did you mean partition?" in said
+    assert "site.toml slurm.x1: unknown field" in said
 
 
 def test_templates_lie_beside_the_site_file(tmp_path: Path) -> None:
-    file = tmp_path / "site.toml"
+    file = tmp_path / "site.yaml"
     file.write_text("")
     assert load_site(file).templates_dir == str(tmp_path / "templates")
-    file.write_text('templates_dir = "/etc/other"\n')
+    file.write_text("templates_dir: /etc/other\n")
     assert load_site(file).templates_dir == "/etc/other"
-    file.write_text('templates_dir = "mine"\n')
+    file.write_text("templates_dir: mine\n")
     assert load_site(file).templates_dir == str(tmp_path / "mine")
 
 
@@ -323,7 +320,7 @@ def test_limits_of_one_partition() -> None:
 
 
 def test_a_field_that_must_be_given() -> None:
-    text = SITE.replace('account = "vision"\n', "", 1)
+    text = SITE.replace("  account: vision\n", "", 1)
     assert any("slurm.account: must be given: GPU hours" in x for x in said(text=text))
 
 
@@ -374,7 +371,7 @@ def test_templates_of_kubernetes_jobs_are_found_the_same_way(folder: Folder) -> 
 
 def test_a_users_template_where_the_site_allows_none(folder: Folder) -> None:
     loaded = parse_job(JOB, folder.job, ["backend=slurm"])
-    text = 'allow_user_template = false\n[slurm]\naccount = "x"\n'
+    text = "allow_user_template: false\nslurm: {account: x}\n"
     with pytest.raises(UserError, match="does not allow templates of users"):
         resolve_loaded(loaded, site(text), template=Path("t.j2"))
     free = resolve_loaded(loaded, SiteConfig(), template=Path("t.j2"))
