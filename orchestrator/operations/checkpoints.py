@@ -166,7 +166,7 @@ def prune(run: Run, keep: int | None, on_file: OnFile) -> Surplus:
     """Remove what `surplus` finds; what was removed. Refuses (UserError) while a job is there."""
     if is_live(observe(run).facts):
         raise UserError(
-            f"run {run.run_id} is at work, and keeps house itself",
+            f"run {run.run_id} is at work and removes its old checkpoints itself",
             hint="--dry-run shows what could go; prune when it has ended",
         )
     found = surplus(run, keep, on_file)

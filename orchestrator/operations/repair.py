@@ -106,7 +106,7 @@ def _replace_log(run: Run, records: Sequence[LogRecord]) -> str:
         before = sha256(data)
     left = log_integrity.fault(storage, RunLog(storage, run.clock).read())
     if left:
-        raise RecordDamaged(f"the log was made anew, and is not whole: {left}")
+        raise RecordDamaged(f"the log was rebuilt but is not complete: {left}")
     run.event("repaired", {"records": len(records), "old_log": copy}, writer="cli")
     return copy
 

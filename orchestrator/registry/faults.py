@@ -42,7 +42,7 @@ def of_database(file: Path, fault: sqlite3.Error) -> QvlError | None:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Unreachable(
                 f"the registry {file} is locked by another process ({fault})",
-                hint="try again; where that stays so, its file system may know no locks: "
+                hint="try again; if it stays locked, its file system may not support locks: "
                 + _ELSEWHERE,
             )
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_PROTOCOL:

@@ -144,7 +144,7 @@ class Registry:
         if alone and len(named) > 1:
             raise UsageError(
                 f"{len(named)} runs are called {wanted!r}: {_listed(named)}",
-                hint="name the one that is meant by its id",
+                hint="give the id of the run that you mean",
             )
         return named[0]
 

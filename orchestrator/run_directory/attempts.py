@@ -74,7 +74,7 @@ def read_job(storage: Storage, path: str = layout.RESOLVED) -> ResolvedJob:
         return records.read(storage, ResolvedJob, path)
     except RecordDamaged as fault:
         raise RecordDamaged(
-            fault.message, hint="restore it from a backup: the checkpoints are not concerned"
+            fault.message, hint="restore it from a backup: the checkpoints are not affected"
         ) from None
 
 

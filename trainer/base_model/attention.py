@@ -28,7 +28,7 @@ def choose(job: ResolvedJob, device: torch.device, recorded: str | None) -> str:
         if wanted == FLASH and not has_flash(device):
             raise UserError(
                 f"model.attention: {FLASH} needs a GPU of compute capability {_CAPABILITY}.0 and "
-                "the package flash-attn, and this node has not both",
+                "the package flash-attn, and this node does not have both",
                 hint="use model.attention: auto, or sdpa",
             )
         return wanted
@@ -36,7 +36,7 @@ def choose(job: ResolvedJob, device: torch.device, recorded: str | None) -> str:
         return FLASH if has_flash(device) and in_half(job) else SDPA
     if recorded == FLASH and not has_flash(device):
         raise ContractRefused(
-            f"the checkpoint was made with {FLASH}, which this node has not",
+            f"the checkpoint was made with {FLASH}, which this node does not have",
             hint="go on where it is installed, or with model.attention: sdpa in "
             "resume RUN --job JOB: the losses will differ a little",
         )

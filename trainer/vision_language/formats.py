@@ -235,7 +235,7 @@ def _checked(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """The turns, if a system text, users and assistants come in a learnable order."""
     for number, turn in enumerate(turns):
         if not any(isinstance(p, Image) or p.text.strip() for p in turn.parts):
-            raise _Fault("empty-turn", f"turn {number}: nothing is said")
+            raise _Fault("empty-turn", f"turn {number}: it is empty")
         if any(isinstance(p, Text) and not _is_unicode(p.text) for p in turn.parts):
             raise _Fault("value", f"turn {number}: half of a surrogate pair in the text")
         if turn.role == "system" and number:
@@ -246,7 +246,7 @@ def _checked(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     if roles[:1] != ["user"]:
         raise _Fault("order", "the first turn must be the user's")
     if "assistant" not in roles:
-        raise _Fault("no-reply", "no turn of the assistant, so nothing to learn")
+        raise _Fault("no-reply", "the assistant says nothing, so there is nothing to learn")
     for before, after in pairwise(roles):
         if before == after:
             raise _Fault("alternation", f"two turns of the {after} in a row: join them to one")

@@ -85,7 +85,7 @@ def _environment(job: ResolvedJob) -> list[dict[str, str]]:
     """Name and value of each variable of the job file."""
     for name in job.env:
         if not _NAME.fullmatch(name):
-            raise UserError(f"env: {name!r} is no name of a variable")
+            raise UserError(f"env: {name!r} is not a valid name of a variable")
     return [{"name": name, "value": value} for name, value in job.env.items()]
 
 

@@ -21,7 +21,7 @@ def parse_duration(value: object) -> int:
     """
     seconds = _seconds(value)
     if not 0 < seconds <= MAX_S:
-        raise ValueError("must be longer than nothing and at most ten years")
+        raise ValueError("must be positive and at most ten years")
     return seconds
 
 

@@ -258,7 +258,7 @@ def test_prune_of_a_run_at_work_is_refused(
 ) -> None:
     monkeypatch.setattr(keeping, "is_live", lambda _: True)
     shell("checkpoints", "prune", RUN, code=78)
-    assert f"run {RUN} is at work, and keeps house itself" in shell.err
+    assert f"run {RUN} is at work and removes its old checkpoints itself" in shell.err
     assert steps(saved) == [5, 10, 15, 20]
 
 

@@ -28,7 +28,7 @@ FAULTS: Mapping[str, str] = {
     "empty-turn": "a turn that says nothing",
     "order": "system text not first, or the first turn not the user's",
     "alternation": "two turns of the same side in a row",
-    "no-reply": "no turn of the assistant, so nothing to learn",
+    "no-reply": "the assistant says nothing, so there is nothing to learn",
     "assistant-image": "a picture shown by the assistant",
     "video": "videos are not supported",
     "img-tag": "an <img> tag that is open, nested or empty",
