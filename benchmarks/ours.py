@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,13 +30,13 @@ from orchestrator.storage import posix
 from orchestrator.storage.opening import open_storage
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import engine, restore, state
-from trainer.checkpoint.assemble import Assembler
-from trainer.checkpoint.background import Background
+from trainer.checkpoint.async_saver import AsyncSaver
+from trainer.checkpoint.collective_save import CollectiveSaver
 from trainer.checkpoint.commit import Committer
 from trainer.checkpoint.coordinator import CheckpointCoordinator
-from trainer.checkpoint.shards import Committed, Places
-from trainer.checkpoint.state import Saver
-from trainer.checkpoint.votes import Votes
+from trainer.checkpoint.save_result import Committed
+from trainer.checkpoint.shards import Directories, Tiers
+from trainer.checkpoint.state import TrainingState
 from trainer.collectives.group import Solo
 from trainer.process.notice import NoticeBoard, watch_signals
 from trainer.process.outcome import Leave
@@ -43,13 +44,20 @@ from trainer.tracking.metrics import MetricsLog
 
 NOTICE = signal.SIGUSR1
 MICRO_BATCH_S = 0.001
+SAVER_WARM_S = 1.0
+"""In which a saver process has started, so that it is in nobody's way."""
 
 
 class QuietRank:
     """What the coordinator tells its agent goes nowhere."""
 
+    number = 0
+
     def __init__(self) -> None:
         self.board = NoticeBoard()
+
+    def beat(self, doing: str) -> None:
+        """A sign of life."""
 
     def phase(self, name: str) -> None:
         """A stage of the rank."""
@@ -109,36 +117,33 @@ class Workplace:
         self._log = RunLog(self.storage)
         self._log.append("fence", 1)
         self._rank = QuietRank()
-        self._group = Solo()
-        places = Places(1)
-        self._committer = Committer(
-            self.storage, self._group, places, Assembler(self.storage, self._job)
+        self._metrics = MetricsLog(self.storage, 1, 0, lambda text: self._rank.warn("log", text))
+        self._state = TrainingState(
+            trainer, BaseWatch(None), scratch=scratch, steps_per_epoch=1000, global_batch=1
         )
-        self.background = Background(self._job, 0, places)
-        metrics = MetricsLog(self.storage, 1, 0, lambda text: self._rank.warn("metrics", text))
-        self._saver = Saver(
-            trainer,
-            self._committer,
-            self.background,
-            BaseWatch(None),
-            metrics,
-            scratch=scratch,
-            steps_per_epoch=1000,
-            global_batch=1,
+        tiers = Tiers(self.storage)
+        self.saver = CollectiveSaver(
+            Solo(),
+            self._state,
+            self._metrics,
+            tiers=tiers,
+            committer=Committer(tiers, self._job),
+            beside=AsyncSaver(self._job, 0),
+            directories=Directories(1),
         )
         self._step = 0
         engine.install(trainer.deepspeed)
 
     def close(self) -> None:
         """End the saver process."""
-        self.background.close()
+        self.saver.close()
 
     # --- what is measured
 
     def save(self) -> Committed:
         """A save that training waits for, committed."""
         self._step += 1
-        outcome = self._saver.write(self._step, "interval", pending_eval=False)
+        outcome = self.saver.save(self._step, "interval", pending_eval=False)
         if not isinstance(outcome, Committed):
             raise RuntimeError(outcome.message)
         return outcome
@@ -146,45 +151,40 @@ class Workplace:
     def stage(self) -> None:
         """The part of a periodic save that training waits for."""
         self._step += 1
-        self._saver.stage(self._step, "interval", pending_eval=False)
+        self.saver.begin(self._step, "interval", pending_eval=False)
 
     def join(self) -> None:
         """Until the staged save is committed."""
-        self.background.wait(("ended",), 600.0)
-        report = self.background.report()
-        outcome = self._committer.learn(report["reply"]) if report["reply"] else None
-        self.background.clear()
-        if not isinstance(outcome, Committed):
-            raise RuntimeError(f"a staged save ended with {outcome or report}")
+        self.saver.wait(600.0)
+        ended = self.saver.learn()
+        if ended is None or not isinstance(ended.result, Committed):
+            raise RuntimeError(f"a staged save ended with {ended}")
 
     def notice(self) -> float:
         """Seconds from the signal to the way out, the step committed; by the real coordinator."""
         self._step += 1
         self._rank.board = NoticeBoard()
-        spec = self._job.job.checkpoint
         coordinator = CheckpointCoordinator(
             self._rank,  # type: ignore[arg-type]
-            self._group,
-            Votes(self._group, self._rank.board, spec, self.background),
-            self._committer,
-            self.background,
-            write=self._saver.write,
-            stage=self._saver.stage,
-            salvage=self._saver.salvage,
-            start=self._job.start,
+            Solo(),
+            replace(self._job, save_seconds=1.0),
+            self._state,
+            self._metrics,
             manifest=None,
-            save_seconds=1.0,
         )
-        coordinator.vote()
+        coordinator.poll()
+        time.sleep(SAVER_WARM_S)
         started = time.perf_counter()
         os.kill(os.getpid(), NOTICE)
         try:
-            while not coordinator.vote().stop:
+            while not coordinator.poll().stop:
                 time.sleep(MICRO_BATCH_S)
             coordinator.stop(self._step)
         except Leave as leave:
             if leave.ending.code != 75:
                 raise RuntimeError(leave.ending.message) from None
+        finally:
+            coordinator.close()
         return time.perf_counter() - started
 
     def load(self) -> None:

@@ -19,7 +19,7 @@ CATCH_ALL = {
     "orchestrator/operations/status.py": "one run must not hide all others",
     "orchestrator/storage/posix.py": "removes a half-written file, then raises again",
     "trainer/base_model/watch.py": "a digest computed aside is told to the rank that waits",
-    "trainer/checkpoint/assemble.py": "a save that failed is an outcome on every rank",
+    "trainer/checkpoint/save_result.py": "a save that failed is an outcome on every rank",
     "trainer/tracking/metrics.py": "a metric that cannot be written never stops a run",
     "trainer/base_model/snapshot.py": "removes half a snapshot, then raises again",
     "trainer/process/rank.py": "whatever ends a rank becomes its exit code and its last words",

@@ -9,7 +9,8 @@ from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.hashing import sha256
 from orchestrator.storage.posix import PosixStorage
 from tests.faults import scene
-from trainer.checkpoint.shards import Committed, Digests, Head, ShardWriter
+from trainer.checkpoint.save_result import Committed, Digests, Head
+from trainer.checkpoint.shards import Place, ShardWriter
 
 STEPS = (10, 20)
 
@@ -37,13 +38,13 @@ def of_tensors(root: Path) -> None:
 
 
 def _commit(storage: PosixStorage, root: Path, files: Path, step: int) -> None:
-    directory, parts = layout.checkpoint_dir(1, step), []
+    directory, shards = layout.checkpoint_dir(1, step), []
     names = sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_file())
     for rank in range(2):
-        writer = ShardWriter(storage, directory)
+        writer = ShardWriter(Place(storage), directory)
         for name in names[rank::2]:
             writer.put(name, (files / name).read_bytes())
-        parts.append(writer.finish(rank, Digests(state="s", rng="r")))
+        shards.append(writer.finish(rank, Digests(state="s", rng="r")))
         assert writer.error is None
     head = Head(
         step=step,
@@ -55,7 +56,7 @@ def _commit(storage: PosixStorage, root: Path, files: Path, step: int) -> None:
         adapter_digest="d",
         adapter_sha256=sha256((files / "adapter_model.safetensors").read_bytes()),
     )
-    outcome = scene.assembler(root, 1).commit(directory, parts, head)
+    outcome = scene.committer(root, 1).commit(directory, shards, head, Place(storage))
     assert isinstance(outcome, Committed)
 
 

@@ -26,8 +26,9 @@ from orchestrator.storage.posix import PosixStorage
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import job
 from tests.unit.run_directory import fakes
-from trainer.checkpoint.assemble import Assembler
-from trainer.checkpoint.shards import Committed, Digests, Failed, Head, ShardWriter
+from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.save_result import Committed, Digests, Failed, Head
+from trainer.checkpoint.shards import Place, ShardWriter, Tiers
 
 RANKS = 2
 FACTS = {"world.nodes": 1}
@@ -39,7 +40,7 @@ Say = Callable[[str], None]
 """Tells the outside that something was promised, for example `committed 1 30`."""
 
 
-def assembler(root: Path, attempt: int) -> Assembler:
+def committer(root: Path, attempt: int) -> Committer:
     spec = job(Path("/data"), ranks=RANKS)
     plan = BatchPlan(micro=2, accumulation=3, world_size=RANKS)
     assignment = Assignment(
@@ -56,19 +57,19 @@ def assembler(root: Path, attempt: int) -> Assembler:
         facts=FACTS,
         log_seq=0,
     )
-    return Assembler(PosixStorage(root), assignment, clock=FakeClock())
+    return Committer(Tiers(PosixStorage(root)), assignment, clock=FakeClock())
 
 
 def save(root: Path, attempt: int, step: int) -> Committed:
     """One checkpoint of all ranks, as the saver processes write it."""
     storage, files = PosixStorage(root), fakes.contents(attempt, step, RANKS)
     directory = layout.checkpoint_dir(attempt, step)
-    parts = []
+    shards = []
     for rank in range(RANKS):
-        writer = ShardWriter(storage, directory)
+        writer = ShardWriter(Place(storage), directory)
         for name in sorted(files)[rank::RANKS]:
             writer.put(name, files[name])
-        parts.append(writer.finish(rank, Digests(state="s", rng="r")))
+        shards.append(writer.finish(rank, Digests(state="s", rng="r")))
         if writer.error is not None:
             raise writer.error
     head = Head(
@@ -81,7 +82,7 @@ def save(root: Path, attempt: int, step: int) -> Committed:
         adapter_digest="d",
         adapter_sha256=sha256(files[fakes.ADAPTER]),
     )
-    outcome = assembler(root, attempt).commit(directory, parts, head)
+    outcome = committer(root, attempt).commit(directory, shards, head, Place(storage))
     if isinstance(outcome, Failed):
         raise StorageError(outcome.message)
     return outcome
@@ -127,7 +128,7 @@ def do_load(root: Path, say: Say) -> None:
 
 
 def do_finish(root: Path, say: Say) -> None:
-    target = assembler(root, 1)
+    target = committer(root, 1)
     last = target.find(STANDING[-1])
     assert last is not None
     target.finish(last)

@@ -123,7 +123,7 @@ class ProbedWork(TrainingWork):
             "training_step",
             lambda t, *_: prober.hit("micro", t.state.global_step, t._micro),
         )
-        before(state.Saver, "_files", lambda s, *_: at("save")(s._trainer))
+        before(state.TrainingState, "_files", lambda s, *_: at("save")(s._trainer))
         if "QVL_PROBE_OUT" in os.environ:
             restored.watch(rank, Path(os.environ["QVL_PROBE_OUT"]))
 

@@ -1,162 +1,236 @@
-"""All ranks agree on what became of a checkpoint: collectives around `trainer.checkpoint.assemble`.
+"""From the shards of all ranks to one committed checkpoint, and to the done record.
 
-Order: every rank's files are durable, then its shard manifest; all ranks compare notes; rank 0
-commits; all ranks learn the outcome.
+The one way to a commit, for every save: the manifest is written when all shards are durable, and
+the commit record after it. The work of rank 0 alone, in its own process while training waits, in
+its saver process beside training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from orchestrator.clock import SystemClock, iso
+from orchestrator.clock import Clock, SystemClock, iso
 from orchestrator.contract import layout
-from orchestrator.contract.jsonio import Json, from_json, to_json
-from orchestrator.contract.manifest import ShardManifest
-from orchestrator.contract.records import SalvageRecord
-from orchestrator.errors import StorageError
+from orchestrator.contract.jsonio import to_json
+from orchestrator.contract.manifest import CheckpointManifest, FileEntry, ShardManifest
+from orchestrator.contract.records import Done, LogRecord, SalvageRecord, encode_record
+from orchestrator.contract.spec import Assignment
+from orchestrator.errors import ContractRefused, StorageError
+from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.attempts import write_salvage
-from orchestrator.run_directory.checkpoints import discard
-from orchestrator.run_directory.tiers import LocalTier
-from orchestrator.storage.hashing import sha256
-from orchestrator.storage.protocol import Storage
-from trainer.checkpoint.assemble import Assembler, as_reply, from_reply
-from trainer.checkpoint.shards import (
-    Committed,
-    Digests,
-    Failed,
-    Head,
-    Places,
-    ShardWriter,
-    failed,
-    together,
-)
-from trainer.collectives.group import Group
+from orchestrator.run_directory.records import encode_pretty
+from orchestrator.run_directory.runlog import RunLog
+from orchestrator.run_directory.tiers import upload
+from orchestrator.storage.hashing import hash_bytes, sha256
+from trainer.checkpoint.compact import excess
+from trainer.checkpoint.save_result import Committed, Failed, Head, failed
+from trainer.checkpoint.shards import Place, Tiers
+from trainer.process.outcome import BaseChanged
+
+_APPEND_TRIES = 4
+_APPEND_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFacts:
+    """What is known of the base model when an attempt begins."""
+
+    recorded: str | None = None
+    """Its digest in the checkpoint that is resumed from; None = nothing to compare with."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Go into the manifest's `facts`."""
 
 
 class Committer:
-    """Turns the shards of all ranks into a checkpoint of this attempt."""
+    """Commits what the ranks of one attempt have written."""
 
     def __init__(
         self,
-        storage: Storage,
-        group: Group,
-        places: Places,
-        assembler: Assembler,
-        tier: LocalTier | None = None,
+        tiers: Tiers,
+        assignment: Assignment,
+        base: BaseFacts | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self._storage = storage
-        self._local = tier
-        self._tier = tier if tier is not None and tier.commits else None
-        """Where files go; None = to the durable storage, also once the tier has failed."""
-        self._group = group
-        self._places = places
-        self._assembler = assembler
-        self._doubtful: set[int] = set()
-        """Steps whose commit may stand although no reply came."""
+        self._tiers = tiers
+        self._storage = tiers.durable
+        self._job = assignment
+        self._clock = clock or SystemClock()
+        self._log = RunLog(self._storage, self._clock)
+        self._base = base or BaseFacts()
 
-    def begin(self, step: int) -> ShardWriter:
-        """A writer for this rank's files of `step`."""
-        return ShardWriter(self._place(), self._places.next(step))
+    def commit(
+        self, directory: str, shards: Sequence[ShardManifest], head: Head, place: Place
+    ) -> Committed | Failed:
+        """Write the manifest beside the files and append the commit record.
 
-    def _place(self) -> Storage:
-        return self._storage if self._tier is None else self._tier.storage
+        place: where the files are
 
-    def doubt(self, step: int) -> None:
-        """Somebody may have committed `step` without telling (a saver that was killed)."""
-        self._doubtful.add(step)
-
-    @property
-    def prompt(self) -> bool:
-        """What was not written when its process died will not be written any more."""
-        return self._storage.local_path(layout.LOG) is not None
-
-    def free(self, step: int, directory: str) -> None:
-        """Remove what a save that was given up has written, unless it stands. Collective."""
-        if self.prompt and self.settled(step) is None and self._group.rank == 0:
-            discard(self._storage, directory)
-            if self._local is not None:
-                discard(self._local.storage, directory)
-
-    def settled(self, step: int) -> Committed | Failed | None:
-        """The commit of `step` whose reply was lost, if it stands after all. Collective.
-
-        Must be asked before the files of that step would be written again.
+        Raises NotOwner, LogDamaged, BaseChanged and ContractRefused.
         """
-        if step not in self._doubtful:
-            return None
-        return self._agree(lambda: self._assembler.find(step))
+        manifest = self._manifest(shards, head, self._check_base(shards))
+        try:
+            digest = checkpoints.write_manifest(place.storage, directory, manifest)
+        except StorageError as fault:
+            return failed(fault)
+        token = f"{self._job.attempt}-{head.step}-{digest}"
+        try:
+            record = self._retry(
+                lambda: checkpoints.commit(
+                    self._log,
+                    self._job.attempt,
+                    manifest,
+                    directory,
+                    digest,
+                    token=token,
+                    node=place.node,
+                )
+            )
+        except StorageError as fault:
+            return failed(fault, uncertain=not self._surely_absent(token))
+        if place.copy is not None:
+            name = f"{directory}/{layout.MANIFEST}"
+            with suppress(StorageError):
+                place.copy.put(name, place.storage.get(name))
+        oversize = excess(manifest.files, head.needed_bytes, len(shards))
+        return replace(_committed(record), oversize=oversize)
 
-    def commit(self, writer: ShardWriter, digests: Digests, head: Head) -> Committed | Failed:
-        """Commit what all ranks wrote. Collective.
-
-        Raises on every rank NotOwner, LogDamaged, BaseChanged or ContractRefused; every other
-        failure is returned.
-        """
-        shard = writer.finish(self._group.rank, digests)
-        error = None if writer.error is None else to_json(failed(writer.error))
-        replies = self._group.gather({"error": error, "shard": to_json(shard)})
-        self._doubtful.add(head.step)
-        outcome = self._agree(lambda: self._commit(writer.directory, replies, head))
-        if isinstance(outcome, Committed):
-            return outcome
-        outcome = outcome or Failed("rank 0 gave no outcome", uncertain=True)
-        if self._group.rank == 0 and not outcome.uncertain:
-            discard(self._place(), writer.directory)
-        self._tier = None
-        return outcome
-
-    def learn(self, reply: Json) -> Committed | Failed | None:
-        """What rank 0's saver process has answered, on every rank. Raises as `commit`."""
-        return self._known(from_reply(reply))
+    def find(self, step: int) -> Committed | None:
+        """The commit of `step` by this attempt, if it stands: its reply may have been lost."""
+        for record in reversed(self._log.read().records):
+            if record.kind == "commit" and record.attempt == self._job.attempt:
+                found = _committed(record)
+                if found.step == step:
+                    self._log.make_durable(record)
+                    return found
+        return None
 
     def finish(self, last: Committed) -> None:
-        """Append the done record and put its copy. Collective; raises as `commit`.
+        """Append the done record and put its copy.
 
         The result of a run is durable, whatever the site says of its nodes.
         """
-
-        def append() -> Committed:
-            if self._local is not None and last.seq is not None:
-                self._assembler.make_durable(last.seq, self._local)
-            self._assembler.finish(last)
-            return last
-
-        outcome = self._agree(append)
-        if isinstance(outcome, Failed):
-            raise StorageError(f"the run is complete but cannot be marked so: {outcome.message}")
+        if last.seq is not None:
+            self._make_durable(last.seq)
+        body = Done(commit_seq=last.seq or 0, step=last.step, adapter_sha256=last.adapter_sha256)
+        token = f"{self._job.attempt}-done"
+        record = self._retry(
+            lambda: self._log.append("done", self._job.attempt, to_json(body), token=token)
+        )
+        self._storage.put(layout.DONE, encode_record(record))
 
     def salvage(self, step: int, files: Mapping[str, bytes]) -> None:
         """Store an adapter that is no checkpoint; its file is the first of `files`.
 
         Raises StorageError.
         """
-        directory = layout.salvage_dir(self._places.attempt)
+        directory = layout.salvage_dir(self._job.attempt)
         for name, data in files.items():
             self._storage.put(f"{directory}/{name}", data)
         record = SalvageRecord(
-            attempt=self._places.attempt,
+            attempt=self._job.attempt,
             step=step,
             directory=directory,
             adapter_sha256=sha256(next(iter(files.values()))),
-            time=iso(SystemClock().now()),
+            time=iso(self._clock.now()),
         )
         write_salvage(self._storage, record)
 
-    def _commit(self, directory: str, replies: list[Json], head: Head) -> Committed | Failed:
-        if faults := {
-            i: from_json(Failed, r["error"]) for i, r in enumerate(replies) if r["error"]
-        }:
-            return together(faults)
-        shards = [from_json(ShardManifest, r["shard"]) for r in replies]
-        return self._assembler.commit(directory, shards, head, self._tier)
+    def _surely_absent(self, token: str) -> bool:
+        """No record with that token stands, nor will one that is still on its way.
 
-    def _agree(self, act: Callable[[], Committed | Failed | None]) -> Committed | Failed | None:
-        """What `act` gives on rank 0, on every rank; refusals are raised on every rank."""
-        return self._known(
-            from_reply(self._group.share(as_reply(act) if self._group.rank == 0 else None))
+        Doubt after a lost reply: a remote storage may carry out a `create` long after its
+        connection broke. Only a file system forgets a call whose process has had its error.
+        """
+        if self._storage.local_path(layout.LOG) is None:
+            return False
+        try:
+            return all(r.token != token for r in self._log.read().records)
+        except StorageError:
+            return False
+
+    def _make_durable(self, seq: int) -> None:
+        """Upload what a commit left in the local tier, unless it is in the storage already."""
+        if self._tiers.local is None:
+            return
+        record = next(r for r in self._log.read().records if r.seq == seq)
+        body = record.commit()
+        if body.tier == "local" and not checkpoints.is_there(self._storage, body.directory):
+            upload(self._tiers.local, self._storage, record)
+
+    def _manifest(
+        self, shards: Sequence[ShardManifest], head: Head, base: str | None
+    ) -> CheckpointManifest:
+        job = self._job.job
+        facts = {**self._job.facts, **self._base.facts}
+        if base is not None:
+            facts["base_digest"] = base
+        return CheckpointManifest(
+            run_id=self._job.run_id,
+            attempt=self._job.attempt,
+            step=head.step,
+            epoch=head.epoch,
+            samples_seen=head.samples_seen,
+            nodes=job.resources.nodes,
+            gpus_per_node=job.resources.gpus_per_node,
+            zero_stage=job.zero_stage,
+            plan=self._job.plan,
+            trigger=head.trigger,
+            created_at=iso(self._clock.now()),
+            files=tuple(f for shard in shards for f in (*shard.files, _shard_file(shard))),
+            learning_rate_hex=head.learning_rate_hex,
+            adapter_digest=head.adapter_digest,
+            adapter_sha256=head.adapter_sha256,
+            rank_digests=tuple(p.state_digest for p in shards),
+            rng_digests=tuple(p.rng_digest for p in shards),
+            pending_eval=head.pending_eval,
+            facts=facts,
         )
 
-    def _known(self, outcome: Committed | Failed | None) -> Committed | Failed | None:
-        if isinstance(outcome, Committed):
-            self._doubtful.discard(outcome.step)
-        return outcome
+    def _check_base(self, shards: Sequence[ShardManifest]) -> str | None:
+        """The base model's digest, equal on all nodes, at both times and to the recorded one."""
+        known = [p.base for p in shards if p.base]
+        base = known[0] if known else None
+        for shard in shards:
+            if shard.base_again and shard.base_again != shard.base:
+                raise BaseChanged(
+                    f"the frozen base model changed while evaluating: its digest was "
+                    f"{shard.base} and is {shard.base_again}",
+                    hint="report this; the checkpoints before the evaluation are good",
+                )
+        if len(set(known)) > 1:
+            raise ContractRefused(f"nodes loaded different base models: {', '.join(known)}")
+        if base and self._base.recorded and base != self._base.recorded:
+            raise ContractRefused(
+                f"the base model differs: its digest is {base}, the checkpoint was made with "
+                f"{self._base.recorded}",
+                hint="restore the model's files, or start a new run",
+            )
+        return base
+
+    def _retry(self, append: Callable[[], LogRecord]) -> LogRecord:
+        """Try an append again while the storage fails; its token makes that safe."""
+        for _ in range(_APPEND_TRIES - 1):
+            try:
+                return append()
+            except StorageError:
+                self._clock.sleep(_APPEND_PAUSE_S)
+        return append()
+
+
+def _shard_file(shard: ShardManifest) -> FileEntry:
+    """The shard manifest is a file of the checkpoint too."""
+    data = encode_pretty(shard)
+    return FileEntry(path=layout.shard(shard.rank), size_bytes=len(data), hash=hash_bytes(data))
+
+
+def _committed(record: LogRecord) -> Committed:
+    body = record.commit()
+    return Committed(
+        step=body.step,
+        seq=record.seq,
+        adapter_sha256=body.adapter_sha256,
+        size_bytes=body.size_bytes,
+    )

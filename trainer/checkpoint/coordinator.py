@@ -1,25 +1,39 @@
-"""Which step stands, and the ways out that depend on it: save, stop, finish."""
+"""One checkpointer: which step stands, saves, and the ways out that depend on it.
+
+The face of this room, for the training loop and for the fake trainer:
+
+    poll        at every place where all ranks may stop; learns what became of a save
+    begin_save  beside training
+    stop        serve a notice: commit, unless the step stands, and leave
+    finish      commit the last step, mark the run done, leave
+    close       give up whatever is in hand
+
+What is saved comes from a `collective_save.Source`; how it is saved is told there.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from orchestrator.contract.codes import CRASH, ExitCode
-from orchestrator.contract.jsonio import Json, from_json
 from orchestrator.contract.manifest import CheckpointManifest, Trigger
-from orchestrator.contract.spec import StartPoint
+from orchestrator.contract.spec import Assignment
 from orchestrator.errors import StorageError
-from trainer.checkpoint.background import Background
-from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.shards import Committed, Failed, failed, together
+from orchestrator.run_directory.tiers import local_tier
+from orchestrator.storage.opening import open_storage
+from trainer.checkpoint.async_saver import AsyncSaver
+from trainer.checkpoint.collective_save import CollectiveSaver, Source
+from trainer.checkpoint.commit import BaseFacts, Committer
+from trainer.checkpoint.save_result import Committed, Failed
+from trainer.checkpoint.shards import Directories, Tiers
 from trainer.checkpoint.votes import DEFAULT_UNSAVED_S, Vote, Votes
 from trainer.collectives.group import Group
 from trainer.process.outcome import Ending, Leave, preempted
 from trainer.process.rank import Rank
+from trainer.tracking.metrics import MetricsLog
 
 SAVE_TRIES = 2
 """How often a save is tried that is not repeated by itself: at a notice and at the end."""
@@ -37,71 +51,74 @@ WAY_OUT_S = 4.0
 TURN_S = 0.2
 """How often the ranks look up while they wait for the save before."""
 
-Write = Callable[[int, Trigger, bool], Committed | Failed]
-"""Writes and commits a step: (step, trigger, an evaluation is pending). Collective."""
-Salvage = Callable[[int], int]
-"""Stores the adapter of a step alone; returns its bytes. Raises StorageError. Rank 0 only."""
-Stage = Callable[[int, Trigger, bool], None]
-"""Hands the present state to the saver process. Every rank at the same place."""
-
 
 class CheckpointCoordinator:
-    """Every method is called by all ranks at the same place.
+    """Every method but `close` is called by all ranks at the same place.
 
-    write, stage: save the present state, waiting for it or beside training
-    salvage: stores the adapter alone
+    source: the state that is saved
+    metrics: of this rank; durable before the step is committed
     manifest: of the checkpoint that the attempt began with
-    save_seconds: what the last save took, in whatever attempt
     on_commit: called after each save that training goes on after
+    saver: module of the saver process
     """
 
     def __init__(
         self,
         rank: Rank,
         group: Group,
-        votes: Votes,
-        committer: Committer,
-        background: Background,
+        assignment: Assignment,
+        source: Source,
+        metrics: MetricsLog,
         *,
-        write: Write,
-        stage: Stage,
-        salvage: Salvage,
-        start: StartPoint,
         manifest: CheckpointManifest | None,
-        save_seconds: float | None,
+        base: BaseFacts | None = None,
         on_commit: Callable[[], object] = lambda: None,
+        saver: str = "trainer.checkpoint.saver_process",
     ) -> None:
         self._rank = rank
         self._group = group
-        self._votes = votes
-        self._committer = committer
-        self._background = background
-        self._write = write
-        self._stage = stage
-        self._salvage = salvage
-        self._save_seconds = save_seconds
+        self._votes = Votes(group, rank.board, assignment.job.checkpoint)
+        tiers = Tiers(
+            open_storage(assignment.storage, seconds_left=rank.board.seconds_left),
+            local_tier(assignment.job.checkpoint, assignment.run_id),
+        )
+        self._saver = CollectiveSaver(
+            group,
+            source,
+            metrics,
+            tiers=tiers,
+            committer=Committer(tiers, assignment, base),
+            beside=AsyncSaver(assignment, rank.number, base, saver),
+            directories=Directories(assignment.attempt),
+        )
+        self._save_seconds = assignment.save_seconds
+        """What the last save took, in whatever attempt."""
         self._on_commit = on_commit
         self._late_commit = False
         self._failure = Failed("the storage does not answer", storage=True)
         """The last save that failed; until then, what is wrong with one that does not end."""
-        self._superseded: list[tuple[int, str]] = []
         self._stands: Committed | None = None
         if manifest is not None:
             self._stands = Committed(
-                step=manifest.step, seq=start.commit_seq, adapter_sha256=manifest.adapter_sha256
+                step=manifest.step,
+                seq=assignment.start.commit_seq,
+                adapter_sha256=manifest.adapter_sha256,
             )
 
-    def vote(self, step: int | None = None) -> Vote:
+    def close(self) -> None:
+        """End the saver process, whatever it has in hand."""
+        self._saver.close()
+
+    def poll(self, step: int | None = None) -> Vote:
         """All ranks vote (see Votes.cast), and learn what became of a save beside training.
 
-        Raises as Committer.commit what must end the attempt.
+        Raises Leave for what must end the attempt.
         """
-        vote = self._votes.cast(step)
+        vote = self._votes.cast(step, news=self._saver.news)
         if vote.news:
             self._learn()
-        elif not (self._background.alive or self._background.busy):
+        elif self._saver.revive():
             self._rank.warn("saver", "the saver process has died and was started again")
-            self._background.renew()
         return vote
 
     def begin_save(self, step: int, *, pending_eval: bool = False) -> None:
@@ -119,24 +136,21 @@ class CheckpointCoordinator:
             self._rank.beat("training")
             return
         self._votes.begun()
-        self._stage(step, "interval", pending_eval)
+        self._saver.begin(step, "interval", pending_eval=pending_eval)
         self._rank.beat("training")
         self._votes.saved()
         stall = round(time.monotonic() - started, 4)
         self.tell("save_started", step=step, trigger="interval", stall_s=stall)
 
     def save(self, step: int, trigger: Trigger, *, pending_eval: bool = False) -> bool:
-        """Commit `step` now; False if that failed.
-
-        Raises as Committer.commit what must end the attempt.
-        """
+        """Commit `step` now; False if that failed. Raises Leave for what must end the attempt."""
         started = time.monotonic()
         self._rank.beat("saving")
-        outcome = self._committer.settled(step)
-        if not isinstance(outcome, Committed):
+        result = self._saver.settled(step)
+        if not isinstance(result, Committed):
             self.tell("save_started", step=step, trigger=trigger)
-            outcome = self._write(step, trigger, pending_eval)
-        return self._took(outcome, step, trigger, time.monotonic() - started)
+            result = self._saver.save(step, trigger, pending_eval=pending_eval)
+        return self._took(result, step, trigger, time.monotonic() - started)
 
     def stop(self, step: int, *, micro: int | None = None, pending_eval: bool = False) -> NoReturn:
         """Serve an agreed stop: commit `step` unless it stands, and leave.
@@ -156,7 +170,7 @@ class CheckpointCoordinator:
         tries = 0
         while not self.save(step, "notice", pending_eval=pending_eval):
             tries += 1
-            self._free_superseded()
+            self._saver.free_given_up()
             if tries >= SAVE_TRIES:
                 if not self._failure.storage or self._too_late():
                     why = f"step {step} could not be saved: {self._failure.message}"
@@ -189,12 +203,9 @@ class CheckpointCoordinator:
             last = self._stands
         if last is None or last.step != step or last.seq is None:
             return False
-        try:
-            self._committer.finish(last)
-        except StorageError as fault:
-            self._failure = failed(fault)
-            return False
-        return True
+        fault = self._saver.finish(last)
+        self._failure = fault or self._failure
+        return fault is None
 
     def tell(self, kind: str, **data: Any) -> None:
         """Report an event once for all ranks."""
@@ -209,7 +220,7 @@ class CheckpointCoordinator:
             return
         started = time.monotonic()
         try:
-            size = self._salvage(step)
+            size = self._saver.salvage(step)
         except StorageError as fault:
             self.tell("warning", message=f"the adapter could not be salvaged: {fault.message}")
             return
@@ -232,21 +243,21 @@ class CheckpointCoordinator:
         unsaved = f"nothing was saved for {self._votes.unsaved_s:.0f} s"
         self.tell("warning", message=f"{unsaved}: training waits for a checkpoint")
         while True:
-            self._stage(step, "interval", pending_eval)
+            self._saver.begin(step, "interval", pending_eval=pending_eval)
             self._await_save(step, pending_eval, end)
             if self._stands is not None and self._stands.step == step:
                 return
             self._pause(step, pause_s, end, pending_eval=pending_eval)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            if isinstance(found := self._committer.settled(step), Committed):
+            if isinstance(found := self._saver.settled(step), Committed):
                 self._took(found, step, "interval", pause_s)
                 return
 
     def _await_save(self, step: int, pending_eval: bool, end: float) -> None:
         """Until nothing is in hand; serves a stop, and leaves at `end` (of rank 0's clock)."""
         while self._learn() is not None:
-            self._background.wait(("ended",) if self._group.rank == 0 else ("written",), TURN_S)
-            vote = self._votes.cast()
+            self._saver.wait(TURN_S)
+            vote = self._votes.cast(news=self._saver.news)
             if vote.stop:
                 self.stop(step, pending_eval=pending_eval)
             if vote.overdue:
@@ -262,7 +273,7 @@ class CheckpointCoordinator:
             self._leave_unsaved()
         self._rank.beat("saving")
         self._rank.board.wait(seconds)
-        if self._votes.cast().stop:
+        if self._votes.cast(news=self._saver.news).stop:
             self.stop(step, pending_eval=pending_eval)
 
     def _patience_end(self) -> float:
@@ -285,81 +296,38 @@ class CheckpointCoordinator:
         code = ExitCode.STORAGE if self._failure.storage else CRASH
         raise Leave(Ending(code, "storage" if self._failure.storage else "crash", words))
 
-    def _free_superseded(self) -> None:
-        """The room of a save that was given up may be what this one lacks."""
-        while self._superseded:
-            self._committer.free(*self._superseded.pop())
-
     # --- saves beside training
 
     def _settle(self, step: int) -> None:
         """Leave nothing in hand: join the save of this very step, give up that of an older one."""
-        in_hand = self._learn()
-        if in_hand is None:
-            return
-        if in_hand == step:
-            self._join()
-            in_hand = self._learn()
-        if in_hand is not None:
-            self._superseded.append((in_hand, self._background.directory))
-            self._background.give_up()
-            self._committer.doubt(in_hand)
-            self.tell("save_superseded", step=in_hand)
-
-    def _join(self) -> None:
-        limit = min(JOIN_S, JOIN_SHARE * self._rank.board.seconds_left())
-        end = time.monotonic() + limit
-        self._background.wait(("written", "ended"), limit)
-        reports = self._group.gather(self._background.report())
-        if self._group.rank == 0 and all(r["phase"] in ("written", "ended") for r in reports):
-            self._background.wait(("ended",), end - time.monotonic())
+        if self._learn() == step:
+            board = self._rank.board
+            self._saver.join(min(JOIN_S, JOIN_SHARE * board.seconds_left()))
+            self._learn()
+        superseded = self._saver.in_hand
+        if superseded is not None:
+            self._saver.give_up()
+            self.tell("save_superseded", step=superseded)
 
     def _learn(self) -> int | None:
-        """Compare what the ranks know; the step of a save that is still under way."""
-        reports: list[Json] = self._group.gather(self._background.report())
-        steps = [r["step"] for r in reports if r["step"] is not None]
-        if not steps:
-            return None
-        step = max(steps)
-        first = reports[0]
-        faults = {i: from_json(Failed, r["error"]) for i, r in enumerate(reports) if r["error"]}
-        if first["phase"] == "ended":
-            outcome = self._committer.learn(first["reply"])
-        elif faults:
-            self._background.renew()
-            self._committer.doubt(step)
-            outcome = self._committer.settled(step)
-            if outcome is None:
-                fault = together(faults)
-                outcome = replace(fault, uncertain=fault.uncertain and not self._committer.prompt)
-        else:
-            return int(step)
-        if outcome is None or isinstance(outcome, Failed):
-            outcome = outcome or Failed("rank 0's saver gave no outcome", uncertain=True)
-            self._after_failure(step, outcome)
-        self._background.clear()
-        self._took(outcome, step, "interval", first["seconds"])
-        return None
-
-    def _after_failure(self, step: int, outcome: Failed) -> None:
-        if outcome.uncertain:
-            self._committer.doubt(step)
-        # From here on no saver of any rank writes into that directory.
-        self._group.gather(None)
-        self._background.after_failure(discard=self._group.rank == 0 and not outcome.uncertain)
+        """Take in a save that is over; the step of one that is still under way."""
+        ended = self._saver.learn()
+        if ended is not None:
+            self._took(ended.result, ended.step, "interval", ended.seconds)
+        return self._saver.in_hand
 
     def _took(
-        self, outcome: Committed | Failed, step: int, trigger: Trigger, seconds: float
+        self, result: Committed | Failed, step: int, trigger: Trigger, seconds: float
     ) -> bool:
-        if isinstance(outcome, Failed):
-            self._failure = outcome
-            words, storage = outcome.message, outcome.storage
+        if isinstance(result, Failed):
+            self._failure = result
+            words, storage = result.message, result.storage
             self.tell("save_failed", step=step, trigger=trigger, message=words, storage=storage)
             return False
-        self._stands = outcome
+        self._stands = result
         self._votes.committed()
-        if outcome.oversize:
-            self.tell("warning", message=outcome.oversize)
+        if result.oversize:
+            self.tell("warning", message=result.oversize)
         self._save_seconds = seconds
         self._votes.saved()
         board = self._rank.board
@@ -370,10 +338,10 @@ class CheckpointCoordinator:
             "committed",
             step=step,
             trigger=trigger,
-            commit_seq=outcome.seq,
+            commit_seq=result.seq,
             seconds=round(seconds, 4),
-            size_bytes=outcome.size_bytes,
-            adapter_sha256=outcome.adapter_sha256,
+            size_bytes=result.size_bytes,
+            adapter_sha256=result.adapter_sha256,
             seconds_since_notice=round(board.seconds_since(), 4) if board.raised else None,
         )
         return True

@@ -26,13 +26,16 @@ class HostBuffers:
         self._unchanging: tuple[type, ...] = (*_UNCHANGING, *unchanging)
         self._buffers: list[torch.Tensor] = []
 
-    def copies(self) -> Copies:
-        """Begins a new state; the copies of the one before are written over."""
+    def copy(self, values: list[Any]) -> list[Any]:
+        """The same values, unchanged by later steps, until the next copy is made."""
         self._buffers, spare = [], self._buffers
-        return Copies(self._buffers, spare, self._unchanging)
+        copies = _Copies(self._buffers, spare, self._unchanging)
+        copied: list[Any] = copies.of(values)
+        copies.settle()
+        return copied
 
 
-class Copies:
+class _Copies:
     """Copies of one state. Tensors that share a storage share its copy, as torch.save expects."""
 
     def __init__(

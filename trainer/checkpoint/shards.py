@@ -1,29 +1,41 @@
-"""The files of one rank in one checkpoint, and the values that the commit code speaks in.
+"""A shard: the files of one rank in one checkpoint. Every file of a checkpoint is written here.
 
-No tensors here, and no storage of its own: the fake trainer and the saver process use it too.
+Two destinations: a storage (`ShardWriter`), or memory that is shared with the saver process
+(`StagedWriter`), which then writes the same files into a storage. No tensors here: the fake
+trainer and the saver process use it too.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.contract import layout
-from orchestrator.contract.manifest import FileEntry, ShardManifest, Trigger
-from orchestrator.errors import QvlError, StorageError
+from orchestrator.contract.manifest import FileEntry, ShardManifest
+from orchestrator.errors import InternalError, StorageError
 from orchestrator.run_directory.records import encode_pretty
+from orchestrator.run_directory.tiers import LocalTier
 from orchestrator.storage.protocol import Sink, Storage
+from trainer.checkpoint.save_result import Digests, Failed, failed
 
 Dumper = Callable[[Any, Sink], object]
 """Writes a value as a file's bytes."""
 
+Found = TypeVar("Found")
 
-class Places:
+ENDS_AT_ONCE = 4
+"""Files that are made durable at the same time."""
+
+
+class Directories:
     """Directories for the checkpoints of one attempt, a new one for each try of a step.
 
     A write of an earlier try may reach a remote store late: it must not meet those of a later
@@ -31,20 +43,49 @@ class Places:
     """
 
     def __init__(self, attempt: int) -> None:
-        self.attempt = attempt
+        self._attempt = attempt
         self._tries: Counter[int] = Counter()
 
     def next(self, step: int) -> str:
         """The directory of the next try to save `step`."""
         retry = self._tries[step]
         self._tries[step] += 1
-        return layout.checkpoint_dir(self.attempt, step, retry)
+        return layout.checkpoint_dir(self._attempt, step, retry)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the files of one checkpoint go."""
+
+    storage: Storage
+    node: str | None = None
+    """Whose local tier that is; None = the durable storage."""
+    copy: Storage | None = None
+    """Gets the same files, as far as it takes them; what is there counts for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """The durable storage and the local tier: which of them a save writes to."""
+
+    durable: Storage
+    local: LocalTier | None = None
+
+    def place(self, *, tiered: bool, copied: bool = False) -> Place:
+        """
+        tiered: the local tier may be used where a copy there counts; not once a save has failed
+        copied: a local tier that does not count gets a copy; not while a notice's seconds run
+        """
+        if self.local is not None and self.local.commits and tiered:
+            return Place(self.local.storage, self.local.node)
+        copies = copied and self.local is not None and not self.local.commits
+        return Place(self.durable, copy=self.local.storage if copies and self.local else None)
 
 
 class FileWriter(ABC):
     """Takes the files of one rank.
 
-    Nothing here raises: a rank that failed must still take shard in the collectives. The
+    Nothing here raises: a rank that failed must still take part in the collectives. The
     first error is kept, and nothing more is written after it.
     """
 
@@ -70,38 +111,49 @@ class FileWriter(ABC):
         return _Guard(self)
 
     @abstractmethod
+    def aside(self, value: Any, act: Callable[[Any], Found]) -> Callable[[], Found]:
+        """Have `act` look at a value, beside the writing; call what is returned for the result."""
+
+    @abstractmethod
+    def freeze(self, copy: Callable[[list[Any]], list[Any]]) -> None:
+        """From here on the state may change: what is still kept by reference is copied."""
+
+    @abstractmethod
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None: ...
-
-
-ENDS_AT_ONCE = 4
-"""Files that are made durable at the same time."""
 
 
 class ShardWriter(FileWriter):
     """Streams the files straight into a storage, hashed on the way.
 
     While the disk or the store makes one file durable, the next is already written.
-
-    copy: gets the same files, as far as it takes them
     """
 
-    def __init__(self, storage: Storage, directory: str, copy: Storage | None = None) -> None:
+    def __init__(self, place: Place, directory: str) -> None:
         super().__init__()
         self.directory = directory
-        self._storage = storage
-        self._copy = copy
+        self.place = place
+        self._copy = place.copy
         self._copies: list[str] = []
-        self._shard_tried = False
+        self._manifest_tried = False
         self._files: dict[str, FileEntry] = {}
-        self._aside = ThreadPoolExecutor(ENDS_AT_ONCE, "qvl-durable")
+        self._durable = ThreadPoolExecutor(ENDS_AT_ONCE, "qvl-durable")
         self._ends: list[Future[None]] = []
+
+    def aside(self, value: Any, act: Callable[[Any], Found]) -> Callable[[], Found]:
+        thread = ThreadPoolExecutor(1, "qvl-aside")
+        found = thread.submit(lambda: act(value))
+        thread.shutdown(wait=False)
+        return found.result
+
+    def freeze(self, copy: Callable[[list[Any]], list[Any]]) -> None:
+        """Nothing is kept: the files are written."""
 
     def failure(self) -> Failed | None:
         """What went wrong, if anything did. Rank 0's saver commits once it sees every shard."""
-        return None if self.error is None else failed(self.error, uncertain=self._shard_tried)
+        return None if self.error is None else failed(self.error, uncertain=self._manifest_tried)
 
     def finish(self, rank: int, digests: Digests) -> ShardManifest:
-        """Make the shard manifest durable, once all files are; an error stays in `error`."""
+        """Make the shard's manifest durable, once all files are; an error stays in `error`."""
         shard = ShardManifest(
             rank=rank,
             files=tuple(self._files[path] for path in sorted(self._files)),
@@ -110,24 +162,24 @@ class ShardWriter(FileWriter):
             base=digests.base,
             base_again=digests.base_again,
         )
-        self._aside.shutdown()
+        self._durable.shutdown()
         with self.guard():
             for end in self._ends:
                 end.result()
             if self.error is None:
-                self._shard_tried = True
-                path = f"{self.directory}/{layout.shard(rank)}"
-                self._storage.put(path, shard_bytes(shard))
-                self._copied(lambda copy: copy.put(path, shard_bytes(shard)))
+                self._manifest_tried = True
+                path, data = f"{self.directory}/{layout.shard(rank)}", encode_pretty(shard)
+                self.place.storage.put(path, data)
+                self._copied(lambda copy: copy.put(path, data))
         return shard
 
     def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
         name = f"{self.directory}/{path}"
         with ExitStack() as stack:
-            sink = stack.enter_context(self._storage.write_stream(name))
+            sink = stack.enter_context(self.place.storage.write_stream(name))
             produce(sink)
             self._files[path] = sink.entry(path)
-            self._ends.append(self._aside.submit(stack.pop_all().close))
+            self._ends.append(self._durable.submit(stack.pop_all().close))
 
         def again(copy: Storage) -> None:
             self._copies.append(name)
@@ -138,20 +190,111 @@ class ShardWriter(FileWriter):
 
     def _copied(self, act: Callable[[Storage], object]) -> None:
         """A copy that fails is none, and costs nothing."""
+        copy = self._copy
+        if copy is None:
+            return
         try:
-            if self._copy is not None:
-                act(self._copy)
+            act(copy)
         except StorageError:
-            copy, self._copy = self._copy, None
-            assert copy is not None
+            self._copy = None
             for name in self._copies:
                 with suppress(StorageError):
                     copy.delete(name)
 
 
-def shard_bytes(shard: ShardManifest) -> bytes:
-    """The shard manifest as it is stored."""
-    return encode_pretty(shard)
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """Where a file lies in the shared memory."""
+
+    path: str
+    offset: int
+    size_bytes: int
+
+
+class GivenUp(Exception):
+    """Nobody waits for this save any more."""
+
+
+class StagedWriter(FileWriter):
+    """Takes files into the memory behind `fd`, one after the other, from its start.
+
+    What is dumped is kept as a value, to be copied by `freeze` while training waits and
+    turned into bytes by `complete` while it goes on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.files: list[StagedFile] = []
+        self.given_up = threading.Event()
+        """Set from outside: `complete` ends as soon as it can."""
+        self._fd = fd
+        self._end = 0
+        self._values: list[Any] = []
+        self._dumps: list[tuple[str, int, Dumper]] = []
+        """Path, index of the value, how it becomes bytes."""
+
+    def dump(self, path: str, value: object, dumper: Dumper) -> None:
+        """Keep one value, by reference."""
+        self._dumps.append((path, len(self._values), dumper))
+        self._values.append(value)
+
+    def aside(self, value: Any, act: Callable[[Any], Found]) -> Callable[[], Found]:
+        index = len(self._values)
+        self._values.append(value)
+        return lambda: act(self._values[index])
+
+    def freeze(self, copy: Callable[[list[Any]], list[Any]]) -> None:
+        """Put copies in the place of the values."""
+        with self.guard():
+            self._values = copy(self._values)
+
+    def complete(self) -> None:
+        """Turn the values into files."""
+        for path, index, dumper in self._dumps:
+            super().dump(path, self._values[index], dumper)
+        self._dumps.clear()
+
+    def _write(self, path: str, produce: Callable[[Sink], object]) -> None:
+        sink = _MemorySink(self._fd, self._end, self.given_up)
+        produce(sink)
+        self.files.append(StagedFile(path, self._end, sink.end - self._end))
+        self._end = sink.end
+
+
+class _MemorySink:
+    """Written from start to end; not hashed, since whoever stores it does that."""
+
+    def __init__(self, fd: int, start: int, given_up: threading.Event) -> None:
+        self._fd = fd
+        self._given_up = given_up
+        self.end = start
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        if self._given_up.is_set():
+            raise GivenUp
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < view.nbytes:
+            done += os.pwrite(self._fd, view[done:], self.end + done)
+        self.end += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Memory needs none."""
+
+    def entry(self, path: str) -> FileEntry:
+        raise InternalError(f"{path} is hashed by whoever stores it")
+
+
+def shared_memory() -> int:
+    """A file descriptor of anonymous shared memory; it grows with what is written."""
+    return os.memfd_create("qvl-checkpoint", os.MFD_CLOEXEC)
+
+
+def mapped(fd: int) -> mmap.mmap | None:
+    """All of the memory, to be read; None while it is empty."""
+    size = os.fstat(fd).st_size
+    return mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
 
 
 class _Guard:
@@ -166,84 +309,3 @@ class _Guard:
             return False
         self._writer.error = self._writer.error or fault
         return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """What a checkpoint says of itself beyond its files; known alike on every rank."""
-
-    step: int
-    epoch: int
-    samples_seen: int
-    trigger: Trigger
-    learning_rate_hex: str
-    pending_eval: bool
-    adapter_digest: str = ""
-    """Known on rank 0, like the next two."""
-    adapter_sha256: str = ""
-    needed_bytes: int = 0
-    """What the trainable state takes (see compact.needed); 0 = not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digests:
-    """Hashes of one rank's state, and of the base model where this rank computes them."""
-
-    state: str
-    rng: str
-    base: str | None = None
-    """At the start of the attempt."""
-    base_again: str | None = None
-    """After its first evaluation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A step that stands in the log (or in the checkpoint that was resumed from)."""
-
-    step: int
-    seq: int | None
-    """Number of the commit record; None if it stands in no log at hand."""
-    adapter_sha256: str
-    size_bytes: int = 0
-    oversize: str = ""
-    """What is wrong with its size, if anything: a saver that keeps more than it should."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A save that did not become a checkpoint; the last committed one still counts."""
-
-    message: str
-    storage: bool = False
-    """The storage took no writes; anything else is a failure of the run's own."""
-    uncertain: bool = False
-    """Its commit record may stand all the same, so that its files must stay."""
-
-
-def failed(fault: Exception, *, uncertain: bool = False) -> Failed:
-    """The failure behind an error."""
-    return Failed(describe(fault), is_of_storage(fault), uncertain)
-
-
-def together(faults: Mapping[int, Failed]) -> Failed:
-    """One failure out of those of several ranks."""
-    return Failed(
-        "; ".join(f"rank {rank}: {fault.message}" for rank, fault in faults.items()),
-        all(fault.storage for fault in faults.values()),
-        all(fault.uncertain for fault in faults.values()),
-    )
-
-
-def is_of_storage(fault: Exception) -> bool:
-    """True if a storage is to blame, and the same save may succeed later."""
-    cause: BaseException | None = fault
-    while cause is not None and not isinstance(cause, StorageError | OSError):
-        # torch.save tells of its own trouble after a sink that failed.
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
-
-
-def describe(fault: Exception) -> str:
-    """An error in words; ours need no type name."""
-    return str(fault) if isinstance(fault, QvlError) else f"{type(fault).__name__}: {fault}"

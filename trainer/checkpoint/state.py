@@ -1,13 +1,12 @@
-"""Writes a checkpoint that plain transformers and PEFT can read, and commits it."""
+"""The state of a Trainer as files that plain transformers and PEFT can read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
@@ -20,14 +19,13 @@ from orchestrator.storage.protocol import Sink
 from trainer.base_model.modeling import tensors_digest, trainable_parameters
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import engine
-from trainer.checkpoint.background import Background
-from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.async_saver import Describe
 from trainer.checkpoint.compact import needed
-from trainer.checkpoint.host_buffers import Copies, HostBuffers
-from trainer.checkpoint.shards import Committed, Digests, Failed, FileWriter, Head
+from trainer.checkpoint.host_buffers import HostBuffers
+from trainer.checkpoint.save_result import Digests, Head
+from trainer.checkpoint.shards import FileWriter
 from trainer.state import rng, tensorfile
 from trainer.state.window import LossState
-from trainer.tracking.metrics import MetricsLog
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -38,9 +36,8 @@ def loss_file(rank: int) -> str:
     return f"qvl_loss_{rank}.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The state in memory that a checkpoint is made of, and what is hashed of it."""
+class Content(NamedTuple):
+    """The state in memory that is hashed; a tuple, so that host buffers copy what is in it."""
 
     optimizer: Any
     """Leaves of the optimizer's state and the fp32 master weights, with their paths."""
@@ -48,10 +45,6 @@ class Content:
     adapter: Mapping[str, torch.Tensor]
     """By PEFT's names. Like `trainable` empty but on rank 0."""
     rng: rng.RngState
-
-    def copied(self, copies: Copies) -> Content:
-        """The same, unchanged by later steps."""
-        return Content(*(copies.of(getattr(self, field.name)) for field in fields(self)))
 
     def hashes(self) -> Hashes:
         """Mostly outside of the interpreter, so that a thread may make them aside."""
@@ -78,26 +71,23 @@ class Hashes:
     needed_bytes: int = 0
 
 
-class Saver:
-    """Saves the trainer's present state as a checkpoint of its present step. Collective."""
+class TrainingState:
+    """The present state of a Trainer, as the files of a checkpoint (a collective_save.Source).
+
+    scratch: local folder of this rank
+    """
 
     def __init__(
         self,
         trainer: Any,
-        committer: Committer,
-        background: Background,
         base: BaseWatch,
-        metrics: MetricsLog,
         *,
         scratch: Path,
         steps_per_epoch: int,
         global_batch: int,
     ) -> None:
         self._trainer = trainer
-        self._committer = committer
-        self._background = background
         self._base = base
-        self._metrics = metrics
         self._scratch = scratch
         self._steps_per_epoch = steps_per_epoch
         self._global_batch = global_batch
@@ -105,44 +95,23 @@ class Saver:
         self._adapter = Adapter(trainer.model)
         self._trainable = trainable_parameters(trainer.model)
         self._config: bytes | None = None
-        self._aside = ThreadPoolExecutor(1, "qvl-hash")
         self._buffers = HostBuffers(engine.UNCHANGING)
 
-    def write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
-        """Save and commit. Raises as Committer.commit; other failures are returned."""
-        writer = self._committer.begin(step)
-        self._metrics.flush()
+    def capture(
+        self, writer: FileWriter, step: int, trigger: Trigger, *, pending_eval: bool
+    ) -> Describe:
+        """All files of this rank into `writer`; collective, whatever has failed before."""
         head = self._head(step, trigger, pending_eval)
         content = self._content(writer)
-        hashed = self._aside.submit(content.hashes) if content else None
+        hashes = writer.aside(content, Content.hashes) if content is not None else None
         self._files(writer, content)
-        digests, head = self._noted(writer, head, hashed.result if hashed else None)
-        return self._committer.commit(writer, digests, head)
+        writer.freeze(self._buffers.copy)
+        return lambda: self._described(writer, head, hashes)
 
-    def stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
-        """Copy the state; all else happens beside training."""
-        writer = self._background.stage()
-        head = self._head(step, trigger, pending_eval)
-        content = self._content(writer)
-        self._files(writer, content)
-        with writer.guard():
-            copies = self._buffers.copies()
-            writer.freeze(copies.of)
-            content = content.copied(copies) if content else None
-            copies.settle()
-
-        def prepare() -> tuple[Digests, Head]:
-            writer.complete()
-            return self._noted(writer, head, content.hashes if content else None)
-
-        self._background.submit(step, writer, prepare)
-        self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
-
-    def salvage(self, step: int) -> int:
-        """Store the adapter alone, on rank 0; returns its bytes. Raises StorageError."""
-        adapter = b"".join(tensorfile.blocks(self._adapter.tensors()))
-        self._committer.salvage(step, {ADAPTER: adapter, CONFIG: self._adapter_config()})
-        return len(adapter)
+    def adapter_files(self) -> dict[str, bytes]:
+        """The adapter alone, in PEFT's files."""
+        tensors = b"".join(tensorfile.blocks(self._adapter.tensors()))
+        return {ADAPTER: tensors, CONFIG: self._adapter_config()}
 
     def _head(self, step: int, trigger: Trigger, pending_eval: bool) -> Head:
         self._trainer.store_flos()
@@ -184,7 +153,7 @@ class Saver:
                 writer.put("trainer_state.json", state.encode() + b"\n")
         engine.save(trainer.deepspeed, writer, self._scratch / "deepspeed")
 
-    def _noted(
+    def _described(
         self, writer: FileWriter, head: Head, hashed: Callable[[], Hashes] | None
     ) -> tuple[Digests, Head]:
         """What the manifests say of the state."""

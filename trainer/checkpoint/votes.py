@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 from orchestrator.contract.resolved import CheckpointSpec
-from trainer.checkpoint.background import Background
 from trainer.collectives.group import Group
 from trainer.process.notice import NoticeBoard
 
@@ -33,13 +32,10 @@ SHORTEST_TRIES_S, LAST_TRIES_S = 5.0, 300.0
 class Votes:
     """The votes of the training loop; the first one ends the loading phase of the rank."""
 
-    def __init__(
-        self, group: Group, board: NoticeBoard, spec: CheckpointSpec, background: Background
-    ) -> None:
+    def __init__(self, group: Group, board: NoticeBoard, spec: CheckpointSpec) -> None:
         self._group = group
         self._board = board
         self._spec = spec
-        self._background = background
         self._saved_at = time.monotonic()
         self._committed_at: float | None = None
         """Of the last commit; before any, of the first vote."""
@@ -84,14 +80,23 @@ class Votes:
         """How long the last tries may take, once nothing was committed for `limit_s`."""
         return max(SHORTEST_TRIES_S, min(LAST_TRIES_S, self.limit_s / 4))
 
-    def cast(self, step: int | None = None) -> Vote:
-        """One vote; `step` is given at a step's boundary, where a periodic save may be due."""
+    def cast(self, step: int | None = None, *, news: bool = False) -> Vote:
+        """One vote. Collective.
+
+        step: given at a step's boundary, where a periodic save may be due
+        news: this rank knows what became of a save beside training
+
+        A notice reaches the ranks at different moments, and so does the clock's minute: whoever
+        acted on its own flag would wait in a collective that the others never enter. So nobody
+        acts but on the maximum of all flags, and all vote at the same places: after each fetch
+        of a window and before its first forward pass, after each micro-batch, at the boundary.
+        """
         self._board.enter_loop()
         if self._committed_at is None:
             self._committed_at = self._begun_at = time.monotonic()
         overdue = self._group.rank == 0 and self.unsaved_s >= self.limit_s
         due = step is not None and (overdue or self._due(step))
-        flags = (self._board.raised, due, self._background.news, overdue)
+        flags = (self._board.raised, due, news, overdue)
         vote = Vote(*map(bool, self._group.maximum([int(flag) for flag in flags])))
         self._overdue = vote.overdue
         return vote

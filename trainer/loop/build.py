@@ -16,7 +16,6 @@ from orchestrator.contract.interrupted import loss_tolerance
 from orchestrator.contract.jsonio import pretty
 from orchestrator.contract.manifest import CheckpointManifest
 from orchestrator.contract.spec import Assignment
-from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.opening import open_storage
 from orchestrator.storage.protocol import Storage
 from trainer.base_model import attention
@@ -24,11 +23,7 @@ from trainer.base_model.modeling import Loaded, base_digest, load_model
 from trainer.base_model.quantization import Base
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import restore
-from trainer.checkpoint.assemble import Assembler
-from trainer.checkpoint.background import Background
-from trainer.checkpoint.commit import Committer
-from trainer.checkpoint.shards import Places
-from trainer.checkpoint.votes import Votes
+from trainer.checkpoint.commit import BaseFacts
 from trainer.collectives.gloo import make_group
 from trainer.collectives.group import Group
 from trainer.data.dataset import Collator, load_dataset
@@ -85,24 +80,21 @@ def build(
     rank.phase("adapter")
     data = Data(assignment, args, rank, loaded)
     parts = _parts(rank, assignment, group, manifest, loaded, data, source)
-    closers[:0] = [parts.steps.close, parts.background.close]
+    closers.insert(0, parts.steps.close)
     if parts.keeper is not None:
         closers.insert(0, parts.keeper.close)
     closers.insert(0, lambda: rank.event("memory", **devicememory.peak()))
-    saver_options = {
-        "scratch": scratch,
-        "steps_per_epoch": data.sampler.steps,
-        "global_batch": assignment.plan.global_batch,
-    }
-    return OrchestratedTrainer(
+    trainer = OrchestratedTrainer(
         parts,
-        saver_options,
+        scratch,
         model=loaded.model,
         args=args,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=data.collate,
     )
+    closers.insert(0, trainer.close)
+    return trainer
 
 
 class Data:
@@ -165,32 +157,22 @@ def _parts(
     source: Base,
 ) -> Parts:
     storage = open_storage(assignment.storage, seconds_left=rank.board.seconds_left)
-    places = Places(assignment.attempt)
     device = next(loaded.model.parameters()).device.type
     tolerance = _tolerance(manifest, device)
-    base: dict[str, Any] = {
-        "recorded_base": source.recorded,
-        "base_facts": {
+    base_facts = BaseFacts(
+        recorded=source.recorded,
+        facts={
             "base_device": device,
             "loss_tolerance": tolerance,
             "attention": attention.of_model(loaded.model),
         },
-    }
-    background = Background(assignment, rank.number, places, **base)
+    )
     base_watch = BaseWatch((lambda: base_digest(loaded.model)) if rank.local_rank == 0 else None)
     return Parts(
         rank=rank,
         assignment=assignment,
         group=group,
-        votes=Votes(group, rank.board, assignment.job.checkpoint, background),
-        committer=Committer(
-            storage,
-            group,
-            places,
-            Assembler(storage, assignment, **base),
-            local_tier(assignment.job.checkpoint, assignment.run_id),
-        ),
-        background=background,
+        base_facts=base_facts,
         base=base_watch,
         steps=_step_log(storage, rank, group, assignment),
         continuity=Continuity(rank, assignment, tolerance),

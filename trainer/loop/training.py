@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -24,12 +25,10 @@ from orchestrator.contract.spec import Assignment
 from trainer.base_model.quantization import Keeper
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import restore
-from trainer.checkpoint.background import Background
-from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.commit import BaseFacts
 from trainer.checkpoint.coordinator import CheckpointCoordinator
 from trainer.checkpoint.engine import install
-from trainer.checkpoint.state import Saver
-from trainer.checkpoint.votes import Votes
+from trainer.checkpoint.state import TrainingState
 from trainer.collectives.group import Group
 from trainer.data.sampler import RankBatchSampler
 from trainer.loop import evaluation
@@ -48,10 +47,8 @@ class Parts:
     rank: Rank
     assignment: Assignment
     group: Group
-    votes: Votes
-    committer: Committer
-    background: Background
     base: BaseWatch
+    base_facts: BaseFacts
     steps: StepLog
     continuity: Continuity
     sampler: RankBatchSampler
@@ -66,35 +63,32 @@ class Parts:
 class OrchestratedTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loop is left only by outcome.Leave.
 
+    scratch: empty local folder of this rank
+
     Not supported: what transformers saves, finds or cleans up by itself.
     """
 
     control: Any
 
-    def __init__(self, parts: Parts, saver_options: dict[str, Any], **options: Any) -> None:
+    def __init__(self, parts: Parts, scratch: Path, **options: Any) -> None:
         super().__init__(**options)
         self._parts = parts
-        saver = Saver(
+        state = TrainingState(
             self,
-            parts.committer,
-            parts.background,
             parts.base,
-            parts.steps.metrics,
-            **saver_options,
+            scratch=scratch,
+            steps_per_epoch=parts.sampler.steps,
+            global_batch=parts.assignment.plan.global_batch,
         )
         self._coordinator = CheckpointCoordinator(
             parts.rank,
             parts.group,
-            parts.votes,
-            parts.committer,
-            parts.background,
-            write=saver.write,
-            stage=saver.stage,
-            salvage=saver.salvage,
-            save_seconds=parts.assignment.save_seconds,
-            on_commit=parts.keeper.begin if parts.keeper else lambda: None,
-            start=parts.assignment.start,
+            parts.assignment,
+            state,
+            parts.steps.metrics,
             manifest=parts.manifest,
+            base=parts.base_facts,
+            on_commit=parts.keeper.begin if parts.keeper else lambda: None,
         )
         self._reached = Reached(self.model)
         self._distributed = parts.group.size > 1
@@ -105,6 +99,10 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self._window: WindowStart | None = None
         self._entered = False
         self._found: restore.Found | None = None
+
+    def close(self) -> None:
+        """Give up a save that is in hand."""
+        self._coordinator.close()
 
     # --- what the Trainer asks for -------------------------------------------------------
 
@@ -161,7 +159,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         batches: list[Any] = []
         while len(batches) < num_batches and not self._parts.rank.board.raised:
             batches.append(next(epoch_iterator))
-        if self._coordinator.vote().stop:
+        if self._coordinator.poll().stop:
             self._coordinator.stop(self.state.global_step, micro=0)
         if self.state.global_step == self._start_step:
             self._parts.rank.phase("training")
@@ -189,7 +187,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         if continuity.waits(step, self._micro):
             continuity.check(step, self._micro, samples, float(loss))
         self._micro += 1
-        if self._micro < self._window_size and self._coordinator.vote().stop:
+        if self._micro < self._window_size and self._coordinator.poll().stop:
             assert self._window is not None
             self._window.rewind(self)
             continuity.interrupted(step, self._parts.steps.computed())
@@ -211,7 +209,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
         self.control.should_log |= self._epoch_ends(self.args.logging_strategy)
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
-        vote = self._coordinator.vote(step)
+        vote = self._coordinator.poll(step)
         if vote.stop:
             self._coordinator.stop(self.state.global_step, pending_eval=evaluate)
         last = step >= self.state.max_steps
@@ -236,7 +234,7 @@ class OrchestratedTrainer(Trainer):  # type: ignore[misc]
 
     def _stops_evaluating(self) -> bool:
         self._parts.rank.beat("evaluating")
-        return self._coordinator.vote().stop
+        return self._coordinator.poll().stop
 
     # --- ours ----------------------------------------------------------------------------
 

@@ -31,15 +31,12 @@ from orchestrator.contract.manifest import CheckpointManifest, Trigger, decode_m
 from orchestrator.contract.regular import read_regular
 from orchestrator.contract.spec import Assignment
 from orchestrator.errors import ContractRefused, StorageError, UserError
-from orchestrator.run_directory.tiers import local_tier
 from orchestrator.storage.hashing import hash_bytes, sha256
 from orchestrator.storage.opening import open_storage
-from trainer.checkpoint.assemble import Assembler
-from trainer.checkpoint.background import Background
-from trainer.checkpoint.commit import Committer
+from trainer.checkpoint.async_saver import Describe
 from trainer.checkpoint.coordinator import CheckpointCoordinator
-from trainer.checkpoint.shards import Committed, Digests, Failed, FileWriter, Head, Places
-from trainer.checkpoint.votes import Votes
+from trainer.checkpoint.save_result import Digests, Head
+from trainer.checkpoint.shards import FileWriter, ShardWriter
 from trainer.collectives.group import Group, Solo
 from trainer.collectives.tcp import TcpGroup
 from trainer.data import sampler
@@ -122,34 +119,18 @@ class _FakeTraining:
             self._storage, assignment.attempt, self._number, lambda t: rank.warn("metrics", t)
         )
         closers.insert(0, self._metrics.close)
-        places = Places(assignment.attempt)
-        self._background = Background(
-            assignment, self._number, places, module="trainer.testing.fake_saver"
-        )
-        closers.insert(0, self._background.close)
-        votes = Votes(self._group, rank.board, assignment.job.checkpoint, self._background)
-        self._committer = Committer(
-            self._storage,
-            self._group,
-            places,
-            Assembler(self._storage, assignment),
-            local_tier(assignment.job.checkpoint, assignment.run_id),
-        )
         self._step, self._state, manifest = self._start()
         self._pending_eval = manifest is not None and manifest.pending_eval
         self._coordinator = CheckpointCoordinator(
             rank,
             self._group,
-            votes,
-            self._committer,
-            self._background,
-            write=self._write,
-            stage=self._stage,
-            salvage=self._salvage,
-            save_seconds=assignment.save_seconds,
-            start=assignment.start,
+            assignment,
+            self,
+            self._metrics,
             manifest=manifest,
+            saver="trainer.testing.fake_saver",
         )
+        closers.insert(0, self._coordinator.close)
 
     def run(self) -> NoReturn:
         """Train until an exception of outcome.py leaves."""
@@ -175,7 +156,7 @@ class _FakeTraining:
         )
         block = sampler.rank_block(indices, self._number, self._plan.world_size)
         batches = sampler.micro_batches(block, self._plan.micro)
-        if self._coordinator.vote().stop:
+        if self._coordinator.poll().stop:
             self._coordinator.stop(self._step, micro=0)
         if self._step == self._job.start.step:
             self._rank.phase("training")
@@ -186,7 +167,7 @@ class _FakeTraining:
             time.sleep(seconds("STEP") / len(batches))
             losses.append([self._state.loss(sample) for sample in batch])
             self._continuity.check(self._step, count - 1, batch, sum(losses[-1]) / _MODULUS)
-            if count < len(batches) and self._coordinator.vote().stop:
+            if count < len(batches) and self._coordinator.poll().stop:
                 self._state = window
                 self._continuity.interrupted(self._step, _micro_batches(batches, losses))
                 self._coordinator.stop(self._step, micro=count)
@@ -221,7 +202,7 @@ class _FakeTraining:
         every = int(self._job.job.training.get("eval_steps", 0))
         asked = every > 0 and self._job.job.data.eval is not None
         evaluate = asked and (self._step % every == 0 or self._step == self._total)
-        vote = self._coordinator.vote(self._step)
+        vote = self._coordinator.poll(self._step)
         if vote.stop:
             self._coordinator.stop(self._step, pending_eval=evaluate)
         if vote.save_due and self._step < self._total:
@@ -232,7 +213,7 @@ class _FakeTraining:
     def _evaluate(self) -> None:
         self._rank.phase("evaluating")
         for _ in range(_EVAL_BATCHES):
-            if self._coordinator.vote().stop:
+            if self._coordinator.poll().stop:
                 self._coordinator.tell("eval_interrupted", step=self._step)
                 self._coordinator.stop(self._step, pending_eval=True)
             self._evaluate_batch()
@@ -244,27 +225,17 @@ class _FakeTraining:
         self._rank.beat("evaluating")
         time.sleep(seconds("EVAL"))
 
-    def _write(self, step: int, trigger: Trigger, pending_eval: bool) -> Committed | Failed:
-        writer = self._committer.begin(step)
-        self._metrics.flush()
-        time.sleep(seconds("SAVE"))
-        digests, head = self._capture(writer, step, trigger, pending_eval)
-        return self._committer.commit(writer, digests, head)
+    # --- a collective_save.Source
 
-    def _stage(self, step: int, trigger: Trigger, pending_eval: bool) -> None:
-        writer = self._background.stage()
-        digests, head = self._capture(writer, step, trigger, pending_eval)
-        self._background.submit(step, writer, lambda: (digests, head))
-        self._metrics.flush_soon(lambda: self._background.metrics_are_durable(step))
+    def adapter_files(self) -> dict[str, bytes]:
+        return {"adapter_model.safetensors": canonical({"weight": self._state.weight})}
 
-    def _salvage(self, step: int) -> int:
-        adapter = canonical({"weight": self._state.weight})
-        self._committer.salvage(step, {"adapter_model.safetensors": adapter})
-        return len(adapter)
-
-    def _capture(
-        self, writer: FileWriter, step: int, trigger: Trigger, pending_eval: bool
-    ) -> tuple[Digests, Head]:
+    def capture(
+        self, writer: FileWriter, step: int, trigger: Trigger, *, pending_eval: bool
+    ) -> Describe:
+        if isinstance(writer, ShardWriter):
+            # Else it is the saver process that takes so long.
+            time.sleep(seconds("SAVE"))
         adapter = canonical({"weight": self._state.weight})
         head = Head(
             step=step,
@@ -285,7 +256,10 @@ class _FakeTraining:
             writer.put(f"ballast_{self._number}.bin", bytes(ballast))
         state = self._state.to_json()
         writer.put(f"rank_{self._number}.json", pretty(state))
-        return Digests(state=digest(state["weight"]), rng=digest(state["draws"])), head
+        digests = Digests(state=digest(state["weight"]), rng=digest(state["draws"]))
+        return lambda: (digests, head)
+
+    # --- the start
 
     def _start(self) -> tuple[int, FakeState, CheckpointManifest | None]:
         start, fresh = self._job.start, FakeState(self._seed, self._fresh_draws())

@@ -2,7 +2,7 @@
 
 import time
 
-from trainer.checkpoint.saver import main
+from trainer.checkpoint.saver_process import main
 from trainer.testing.fake import seconds
 
 if __name__ == "__main__":

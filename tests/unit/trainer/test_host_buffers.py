@@ -38,17 +38,14 @@ def plain(value: dict[str, Any]) -> dict[str, Any]:
 def test_the_file_of_a_copy_is_that_of_the_state() -> None:
     buffers, value = HostBuffers(), state()
     for _ in range(3):
-        copies = buffers.copies()
-        copy = copies.of(value)
-        copies.settle()
+        (copy,) = buffers.copy([value])
         assert as_file(copy) == as_file(plain(value))
         value["optimizer"][0]["exp_avg"] += 1
 
 
 def test_later_steps_change_nothing() -> None:
     value = state()
-    copies = HostBuffers().copies()
-    copy = copies.of(value)
+    (copy,) = HostBuffers().copy([value])
     before = as_file(copy)
     value["module"]["a"].add_(1)
     value["optimizer"][0]["step"] = 4
@@ -61,18 +58,17 @@ def test_later_steps_change_nothing() -> None:
 
 def test_buffers_are_used_again_and_unused_ones_given_up() -> None:
     buffers = HostBuffers()
-    first = buffers.copies().of({"a": torch.zeros(8), "b": torch.zeros(8), "c": torch.zeros(9)})
-    second = buffers.copies().of({"a": torch.ones(8)})
+    first = buffers.copy([{"a": torch.zeros(8), "b": torch.zeros(8), "c": torch.zeros(9)}])[0]
+    second = buffers.copy([{"a": torch.ones(8)}])[0]
     assert second["a"].data_ptr() in {first["a"].data_ptr(), first["b"].data_ptr()}
-    third = buffers.copies().of({"a": torch.ones(8), "b": torch.ones(8)})
+    third = buffers.copy([{"a": torch.ones(8), "b": torch.ones(8)}])[0]
     assert third["a"].data_ptr() != third["b"].data_ptr()
     assert third["a"].tolist() == third["b"].tolist() == [1.0] * 8
 
 
 def test_one_value_met_twice_is_one_copy() -> None:
     inner = {"t": torch.ones(2)}
-    copies = HostBuffers().copies()
-    one, two = copies.of(inner), copies.of([inner])
+    one, two = HostBuffers().copy([inner, [inner]])
     assert one is two[0]
     assert one["t"].data_ptr() != inner["t"].data_ptr()
 
@@ -88,7 +84,7 @@ class Scaler:
 @pytest.mark.parametrize("unchanging", [(), (Scaler,)])
 def test_other_objects_are_copied_unless_they_never_change(unchanging: tuple[type, ...]) -> None:
     scaler = Scaler()
-    copy = HostBuffers(unchanging).copies().of({"scaler": scaler})["scaler"]
+    copy = HostBuffers(unchanging).copy([{"scaler": scaler}])[0]["scaler"]
     assert (copy is scaler) == bool(unchanging)
     scaler.history += 1
     assert (copy.history.tolist() == [1.0, 1.0]) != bool(unchanging)

@@ -11,7 +11,8 @@ from typing import Any
 from orchestrator.errors import StorageError
 from orchestrator.storage.memory import MemoryStorage
 from orchestrator.storage.protocol import Sink
-from trainer.checkpoint.shards import ENDS_AT_ONCE, Digests, ShardWriter
+from trainer.checkpoint.save_result import Digests
+from trainer.checkpoint.shards import ENDS_AT_ONCE, Place, ShardWriter
 
 DIGESTS = Digests(state="s", rng="r")
 NAMES = [f"file-{n}" for n in range(ENDS_AT_ONCE)]
@@ -35,7 +36,7 @@ class Slow(MemoryStorage):
 
 
 def written(storage: Any) -> ShardWriter:
-    writer = ShardWriter(storage, "dir")
+    writer = ShardWriter(Place(storage), "dir")
     for name in NAMES:
         writer.put(name, name.encode())
     return writer

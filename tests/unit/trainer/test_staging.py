@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
-from trainer.checkpoint import staging
-from trainer.checkpoint.saver import _copier
-from trainer.checkpoint.staging import GivenUp, StagedWriter
+from trainer.checkpoint.saver_process import _copier
+from trainer.checkpoint.shards import GivenUp, StagedWriter, mapped, shared_memory
 
 
 def content(fd: int, writer: StagedWriter) -> dict[str, bytes]:
-    memory = staging.mapped(fd)
+    memory = mapped(fd)
     found = {}
     for file in writer.files:
         pieces: list[bytes] = []
@@ -27,7 +27,7 @@ def content(fd: int, writer: StagedWriter) -> dict[str, bytes]:
 
 
 def test_files_come_back_and_the_memory_is_used_again() -> None:
-    fd = staging.memory()
+    fd = shared_memory()
     for size in (60_000, 3):
         writer = StagedWriter(fd)
         big = os.urandom(1000) * (size // 3)
@@ -43,7 +43,7 @@ def test_files_come_back_and_the_memory_is_used_again() -> None:
 
 
 def test_the_first_error_is_kept() -> None:
-    writer = StagedWriter(staging.memory())
+    writer = StagedWriter(shared_memory())
 
     def fail(_sink: object) -> None:
         raise ValueError("no such tensor")
@@ -55,11 +55,11 @@ def test_the_first_error_is_kept() -> None:
 
 
 def test_what_is_dumped_is_copied_by_freeze_and_written_by_complete() -> None:
-    fd = staging.memory()
+    fd = shared_memory()
     writer, value = StagedWriter(fd), [1, 2]
     writer.dump("values", value, lambda v, sink: sink.write(bytes(v)))
     writer.put("now", b"x")
-    writer.freeze(list)
+    writer.freeze(copy.deepcopy)
     value.append(3)
     assert content(fd, writer) == {"now": b"x"}
     writer.complete()
@@ -67,7 +67,7 @@ def test_what_is_dumped_is_copied_by_freeze_and_written_by_complete() -> None:
 
 
 def test_a_save_that_is_given_up_ends_at_its_next_write() -> None:
-    writer = StagedWriter(staging.memory())
+    writer = StagedWriter(shared_memory())
 
     def dump(_value: object, sink: Any) -> None:
         sink.write(b"1")

@@ -1,8 +1,8 @@
-"""Saves beside training: the rank's side of its saver process (`trainer.checkpoint.saver`).
+"""Saves beside training: a rank's side of its saver process (`trainer.checkpoint.saver_process`).
 
 One save at a time. The loop copies the state and goes on; a thread makes files of the copy, in
 memory that the saver process reads, which stores and commits them. What became of it is learned
-by all ranks at a later boundary (`trainer.checkpoint.coordinator`). No collectives here.
+by all ranks at a later boundary (`trainer.checkpoint.collective_save`). No collectives here.
 """
 
 from __future__ import annotations
@@ -12,105 +12,100 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
 from orchestrator.contract import wire
-from orchestrator.contract.jsonio import Json, from_json, to_json
+from orchestrator.contract.jsonio import Json, to_json
 from orchestrator.contract.spec import Assignment
-from trainer.checkpoint import staging
-from trainer.checkpoint.shards import Digests, Failed, Head, Places, failed
-from trainer.checkpoint.staging import StagedWriter
+from trainer.checkpoint.commit import BaseFacts
+from trainer.checkpoint.save_result import Digests, Failed, Head, encode, failed
+from trainer.checkpoint.shards import StagedWriter, shared_memory
 
 _NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 Phase = Literal["idle", "storing", "written", "failed", "ended"]
-"""storing: the saver is at work; written: this part is durable; ended: rank 0 has a reply."""
+"""storing: the saver is at work; written: this shard is durable; ended: rank 0 has a result."""
+
+Describe = Callable[[], tuple[Digests, Head]]
+"""What the manifests say of a state, once its files are complete; from any thread."""
 
 
-class Background:
+class AsyncSaver:
     """This rank's saver process and the one save that it may have in hand."""
 
     def __init__(
         self,
         assignment: Assignment,
         rank: int,
-        places: Places,
-        *,
-        recorded_base: str | None = None,
-        base_facts: Mapping[str, Any] | None = None,
-        module: str = "trainer.checkpoint.saver",
+        base: BaseFacts | None = None,
+        module: str = "trainer.checkpoint.saver_process",
     ) -> None:
         self.step: int | None = None
-        """Step of the save in hand."""
-        self._places = places
-        self._rank = rank
+        """Step of the save in hand; the same on every rank."""
         self._module = module
         self._opening = wire.encode(
             "open",
             {
                 "rank": rank,
                 "assignment": to_json(assignment),
-                "recorded_base": recorded_base,
-                "base_facts": dict(base_facts or {}),
+                "base": to_json(base or BaseFacts()),
             },
         )
-        self._tiered = True
-        """The saver uses the local tier, if there is one; until a save has failed."""
-        self.directory = ""
-        self._memory = staging.memory()
+        self._memory = shared_memory()
         self._change = threading.Condition()
         self._sending = threading.Lock()
         self._aside = ThreadPoolExecutor(1, "qvl-stage")
         self._writer: StagedWriter | None = None
         self._preparing: Future[None] | None = None
         self._phase: Phase = "idle"
-        self._error: Json = None
-        """For `failed`: a shards.Failed."""
-        self._reply: Json = None
+        self._result: Json = None
+        """Of rank 0 once the save has ended; of any rank where it has failed."""
         self._seconds = 0.0
         self._start()
 
     # --- a save
 
-    def stage(self) -> StagedWriter:
+    def writer(self) -> StagedWriter:
         """Takes this rank's files; only while nothing is in hand."""
         self._prepared()
         self._writer = StagedWriter(self._memory)
         return self._writer
 
     def submit(
-        self, step: int, writer: StagedWriter, prepare: Callable[[], tuple[Digests, Head]]
+        self, step: int, directory: str, writer: StagedWriter, describe: Describe, *, tiered: bool
     ) -> None:
-        """Hand over what was staged, once `prepare` has completed it; returns at once."""
-        with self._change:
-            self.step, self._phase, self._reply, self._error = step, "storing", None, None
-        self.directory = self._places.next(step)
-        self._preparing = self._aside.submit(self._hand_over, step, self.directory, writer, prepare)
+        """Hand over what was staged; returns at once.
 
-    def _hand_over(
-        self,
-        step: int,
-        directory: str,
-        writer: StagedWriter,
-        prepare: Callable[[], tuple[Digests, Head]],
-    ) -> None:
-        fields: dict[str, Any] = {"directory": directory, "tiered": self._tiered}
-        with writer.guard():
-            digests, head = prepare()
-            fields |= {"digests": to_json(digests), "head": to_json(head)}
-            fields["files"] = [asdict(file) for file in writer.files]
-        if writer.error is None:
-            self._send("save", **fields)
-        else:
-            self._set(step, "failed", error=failed(writer.error))
+        tiered: as in Tiers.place
+        """
+        with self._change:
+            self.step, self._phase, self._result = step, "storing", None
+
+        def hand_over() -> None:
+            fields: dict[str, Any] = {"directory": directory, "tiered": tiered}
+            with writer.guard():
+                writer.complete()
+                digests, head = describe()
+                fields |= {"digests": to_json(digests), "head": to_json(head)}
+                fields["files"] = [asdict(file) for file in writer.files]
+            if writer.error is None:
+                self._send("save", **fields)
+            else:
+                self._set(step, "failed", encode(failed(writer.error)))
+
+        self._preparing = self._aside.submit(hand_over)
 
     def metrics_are_durable(self, step: int) -> None:
-        """The rank's metrics up to `step` are stored; its part may follow."""
+        """The rank's metrics up to `step` are stored; its shard may follow."""
         self._send("metrics", step=step)
+
+    def discard(self, directory: str, *, tiered: bool) -> None:
+        """Free what a failed save has written, once no saver is at work on it any more."""
+        self._send("discard", directory=directory, tiered=tiered)
 
     # --- what became of it
 
@@ -120,11 +115,6 @@ class Background:
         return self._process.poll() is None
 
     @property
-    def busy(self) -> bool:
-        """A save is in hand, whose end this rank has not cleared."""
-        return self.step is not None
-
-    @property
     def news(self) -> bool:
         """Something that all ranks should learn."""
         return self._phase in ("failed", "ended")
@@ -132,59 +122,39 @@ class Background:
     def report(self) -> Json:
         """What this rank knows of the save in hand."""
         with self._change:
-            return {
-                "step": self.step,
-                "phase": self._phase,
-                "error": self._error,
-                "reply": self._reply,
-                "seconds": self._seconds,
-            }
+            return {"phase": self._phase, "result": self._result, "seconds": self._seconds}
 
     def wait(self, phases: tuple[Phase, ...], seconds: float) -> None:
         """Until the save has come to one of `phases`, or has failed, or time is up."""
         with self._change:
             self._change.wait_for(lambda: self._phase in (*phases, "failed"), max(0.0, seconds))
 
-    def after_failure(self, *, discard: bool) -> None:
-        """Keep away from the local tier from now on; `discard`: free what the save has written
-        (one rank does that, once no saver is at work on it any more).
-        """
-        if discard:
-            self._send("discard", directory=self.directory, tiered=self._tiered)
-        self._tiered = False
-
     def clear(self) -> None:
         """All ranks know what became of the save: the next one may begin."""
         with self._change:
-            self.step, self._phase, self._reply = None, "idle", None
+            self.step, self._phase, self._result = None, "idle", None
 
     def give_up(self) -> None:
         """End the save in hand wherever it stands, by ending the process."""
-        self._give_up()
-        self._process.kill()
+        self.close()
         self._process.wait()
         self.clear()
 
     def renew(self) -> None:
         """Another saver process after one has died or was given up."""
-        self._give_up()
+        self.close()
         self._prepared()
-        self._process.kill()
         self._process.wait()
         self._link.close()
         self._start()
 
     def close(self) -> None:
-        """End the process."""
-        self._give_up()
+        """End the process; nobody waits for what is being prepared."""
+        if self._writer is not None:
+            self._writer.given_up.set()
         self._process.kill()
 
     # --- the process
-
-    def _give_up(self) -> None:
-        """Nobody waits for what is being prepared."""
-        if self._writer is not None:
-            self._writer.given_up.set()
 
     def _prepared(self) -> None:
         """Waits until nothing is being prepared."""
@@ -193,6 +163,8 @@ class Background:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
+        # The child ignores the notice signals only once it runs Python: one that comes before
+        # would kill it. Blocked here, it is blocked over fork and exec, and pending at worst.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
         try:
             self._process = subprocess.Popen(
@@ -219,36 +191,19 @@ class Background:
         with suppress(OSError):
             while data := link.recv(1 << 16):
                 for message in buffer.feed(data):
-                    self._on_message(message)
+                    self._set(
+                        int(message["step"]),
+                        message["phase"],
+                        message["result"],
+                        float(message["seconds"]),
+                    )
         if process is self._process:
-            status = process.wait()
-            self._set(self.step, "failed", error=_died(status))
+            died = Failed(f"the saver process ended with {process.wait()}", uncertain=True)
+            self._set(self.step, "failed", encode(died))
 
-    def _on_message(self, message: wire.Message) -> None:
-        step = int(message["step"])
-        if message["t"] == "outcome":
-            self._set(step, "ended", reply=message["reply"], seconds=float(message["seconds"]))
-        elif message["error"] is not None:
-            self._set(step, "failed", error=from_json(Failed, message["error"]))
-        else:
-            self._set(step, "written")
-
-    def _set(
-        self,
-        step: int | None,
-        phase: Phase,
-        *,
-        error: Failed | None = None,
-        reply: Json = None,
-        seconds: float = 0.0,
-    ) -> None:
+    def _set(self, step: int | None, phase: Phase, result: Json, seconds: float = 0.0) -> None:
         with self._change:
             if step != self.step or step is None or self._phase == "ended":
                 return
-            self._phase, self._error, self._reply = phase, error and to_json(error), reply
-            self._seconds = seconds
+            self._phase, self._result, self._seconds = phase, result, seconds
             self._change.notify_all()
-
-
-def _died(status: int) -> Failed:
-    return Failed(f"the saver process ended with {status}", uncertain=True)
