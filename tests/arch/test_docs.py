@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("unit", "contract", "property", "arch", "faults", "integration", "harness")
+SOURCE = re.compile(
+    r"(?<![\w/.])((?:orchestrator|trainer|tests|tools|slurm|k8s|examples)/[\w/.-]+\.\w+)"
+)
 NAMED = re.compile(rf"(?<![\w/])((?:{'|'.join(FOLDERS)})/[\w/]+\.py)|::(test_\w+)")
 
 
@@ -31,6 +34,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         if fragment:
             headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
             assert fragment in map(anchor, headings), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # it tells of what was there once
+    named = {name.rstrip(".") for name in SOURCE.findall(page.read_text())}
+    places = (ROOT, page.parent)
+    assert [n for n in sorted(named) if not any((p / n).exists() for p in places)] == []
 
 
 def named_tests() -> Iterator[tuple[str, str]]:
