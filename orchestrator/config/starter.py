@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel
 
 from orchestrator.config.models.job import NAME_RULE, JobSpec
+from orchestrator.config.models.kubernetes import KubernetesSection
 from orchestrator.config.models.library import (
     TARGET_PRESETS,
     LoraSection,
     QuantizationSection,
     TrainingSection,
 )
+from orchestrator.config.models.slurm import SlurmSection
 from orchestrator.config.values.suggest import listed
 
+_WIDTH, _COLUMN = 99, 36
 _TEXT = """\
 # A job of qvl-orchestrate. Relative paths start at this file.
 # Settings behind a "#" show their defaults: remove the "# " to change one.
@@ -113,44 +120,8 @@ preemption:
 # max_length: null               # tokens of the longest sample; null = the model's limit
 
 # Settings of one backend, used there only. What is left out is the site's default.
-# slurm:
-#   partition: null             # one, or several: a,b
-#   qos: null
-#   account: null
-#   reservation: null
-#   constraint: null            # features the nodes must have
-#   exclude: null               # nodes to keep away from: gpu[3-5]
-#   comment: null
-#   gpu_type: null              # as the site names it
-#   signal_s: null              # notice before the time limit; null = grace_s
-#   options: []                 # further options of sbatch: [--nice=10]
-#   srun_options: []
-# kubernetes:
-#   image: null                 # with this program in it: see k8s/
-#   image_pull_policy: null     # Always | IfNotPresent | Never
-#   image_pull_secrets: []
-#   namespace: null             # null = that of the kubeconfig's context
-#   queue: null                 # Kueue's local queue
-#   service_account: null
-#   priority_class: null
-#   runtime_class: null
-#   scheduler: null
-#   node_selector: {{}}
-#   tolerations: []             # [{{key: K, operator: Equal, value: V, effect: NoExecute,
-#                               #   tolerationSeconds: 60}}], beside those of spot nodes
-#   gpu_resource: nvidia.com/gpu  # null: none is asked for
-#   volumes: []                 # [{{path: /data, claim: data, read_only: true}},
-#                               #  {{path: /scratch, host_path: /mnt/ssd, sub_path: me}}]
-#   shm_gb: null                # null = half of memory_gb, or 8
-#   scratch_gb: null
-#   env: {{}}                     # of the whole container, plain values only
-#   env_from_secrets: []
-#   env_from_config: []
-#   run_as_user: null           # null = the image's user, which must not be root
-#   run_as_group: null
-#   fs_group: null
-#   controller: process         # who looks after the run: process | job | deployment | none
-#   controller_account: qvl-orchestrate
+{slurm}
+{kubernetes}
 """
 
 
@@ -178,7 +149,24 @@ def init_text(
         quantization_class=QuantizationSection.SOURCE,
         lora_class=LoraSection.SOURCE,
         training_class=TrainingSection.SOURCE,
+        slurm=_commented("slurm", SlurmSection),
+        kubernetes=_commented("kubernetes", KubernetesSection),
     )
+
+
+def _commented(name: str, model: type[BaseModel]) -> str:
+    """A block with each field's default and description, all of it in comments."""
+    lines = [f"# {name}:"]
+    for field, info in model.model_fields.items():
+        head = f"#   {field}: {_value(info.get_default(call_default_factory=True))}"
+        said = textwrap.wrap(info.description or "", _WIDTH - _COLUMN, break_on_hyphens=False)
+        lines.append(f"{head:<{_COLUMN - 3}} # {said[0]}")
+        lines += [f"{'#':<{_COLUMN - 2}}# {more}" for more in said[1:]]
+    return "\n".join(lines)
+
+
+def _value(default: Any) -> str:
+    return _scalar(default) if isinstance(default, str) else json.dumps(default)
 
 
 def _scalar(text: str) -> str:

@@ -118,7 +118,7 @@ class KubernetesSection(KubernetesSite):
         default=None, description="The container's image, with this program in it (see k8s/)."
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
-        default=None, description="When the image is fetched."
+        default=None, description="When the image is fetched: Always, IfNotPresent or Never."
     )
     image_pull_secrets: Many[Name] = Field(
         default=(), description="Secrets that open the image's registry."
@@ -139,14 +139,20 @@ class KubernetesSection(KubernetesSite):
         default_factory=dict, description="Labels that nodes must have."
     )
     tolerations: Many[Toleration] = Field(
-        default=(), description="Taints that pods put up with, beside those of spot nodes."
+        default=(),
+        description="Taints that pods put up with, beside those of spot nodes: [{key: K, operator: "
+        "Equal, value: V, effect: NoExecute, tolerationSeconds: 60}].",
     )
     gpu_resource: Resource | None = Field(
         default="nvidia.com/gpu",
         description="What a GPU is called on the nodes; null: none is asked for (training on the "
         "CPU).",
     )
-    volumes: Many[Mount] = Field(default=(), description="Claims and folders of the nodes.")
+    volumes: Many[Mount] = Field(
+        default=(),
+        description="Claims and folders of the nodes: [{path: /data, claim: data, read_only: "
+        "true}, {path: /fast, host_path: /mnt/ssd, sub_path: mine}].",
+    )
     shm_gb: Gigabytes | None = Field(
         default=None,
         description="Limit of /dev/shm; null = half of resources.memory_gb, or 8.",
