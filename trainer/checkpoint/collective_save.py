@@ -117,7 +117,10 @@ class CollectiveSaver:
         """The commit of `step` whose reply was lost, if it stands after all; Failed where the log
         does not answer, so that it is still in doubt.
 
-        Must be asked before the files of that step would be written again.
+        Must be asked before the step would be saved again. A reply may be lost after the record
+        was stored, by a broken connection or by a saver that was killed: a second commit of the
+        step would be harmless, but files of the first one would be removed as those of a failure
+        while its record stands. So nothing is removed until the log has said that it does not.
         """
         if step not in self._doubtful:
             return None
@@ -182,6 +185,8 @@ class CollectiveSaver:
         if step is None:
             return None
         reports = self._group.gather(self._beside.report())
+        # Rank 0's word comes first: its saver commits only what all shards stand for, so where it
+        # has a result, the trouble of another saver after its shard was durable changes nothing.
         first = reports[0]
         results = [decode(report["result"]) for report in reports]
         faults = {i: found for i, found in enumerate(results) if isinstance(found, Failed)}

@@ -7,7 +7,7 @@ its saver process beside training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,13 +25,21 @@ from orchestrator.run_directory.records import encode_pretty
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.tiers import upload
 from orchestrator.storage.hashing import hash_bytes, sha256
-from trainer.checkpoint.compact import excess
 from trainer.checkpoint.save_result import Committed, Failed, Head, failed
 from trainer.checkpoint.shards import Place, Tiers
 from trainer.process.outcome import BaseChanged
 
 _APPEND_TRIES = 4
 _APPEND_PAUSE_S = 0.5
+
+STATE_BYTES = 12
+"""A trainable parameter: master copy and two moments, 32 bits each."""
+COPIES = 2
+"""Of the adapter in its own precision: one for PEFT, one for DeepSpeed."""
+SIZE_MARGIN = 1.02
+FIXED_BYTES = 256_000
+"""Of files beside the tensors; and for each rank:"""
+RANK_BYTES = 64_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,4 +241,26 @@ def _committed(record: LogRecord) -> Committed:
         seq=record.seq,
         adapter_sha256=body.adapter_sha256,
         size_bytes=body.size_bytes,
+    )
+
+
+def needed(tensors: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the state of these trainable tensors: (elements, bytes of one)."""
+    return sum(count * (STATE_BYTES + COPIES * width) for count, width in tensors)
+
+
+def excess(files: Sequence[FileEntry], needed_bytes: int, ranks: int) -> str:
+    """A sentence if the files take more than they should; empty if they do not.
+
+    needed_bytes: 0 = not known
+    """
+    total = sum(f.size_bytes for f in files)
+    limit = int(SIZE_MARGIN * needed_bytes) + FIXED_BYTES + RANK_BYTES * ranks
+    if not needed_bytes or total <= limit:
+        return ""
+    largest = sorted(files, key=lambda f: f.size_bytes, reverse=True)[:3]
+    names = ", ".join(f"{f.path} {f.size_bytes}" for f in largest)
+    return (
+        f"the checkpoint takes {total} bytes, its trainable state needs {needed_bytes} and may "
+        f"take {limit}; the largest files: {names}"
     )

@@ -160,6 +160,8 @@ class CheckpointCoordinator:
         self._rank.phase("stopping")
         since = round(self._rank.board.seconds_since(), 4)
         self.tell("stop_agreed", step=step, micro_batch=micro, seconds_since_notice=since)
+        # First the save in hand: it may be of this very step, and a saver at work would share the
+        # disk with the save that the notice's seconds are for. Only then is known what stands.
         self._settle(step)
         if step == 0 or (self._stands is not None and self._stands.step == step):
             self.tell("save_skipped", step=step)
@@ -239,6 +241,8 @@ class CheckpointCoordinator:
         """The last tries of a run that has not saved for `checkpoint.max_unsaved`: training
         waits until one succeeds, or the attempt ends.
         """
+        # Every turn is entered by all ranks or by none: what decides (a vote, rank 0's clock, the
+        # result of a save) is the same value everywhere.
         end, pause_s = self._patience_end(), FIRST_PAUSE_S
         unsaved = f"nothing was saved for {self._votes.unsaved_s:.0f} s"
         self.tell("warning", message=f"{unsaved}: training waits for a checkpoint")

@@ -30,7 +30,7 @@ class Head:
     """Known on rank 0, like the next two."""
     adapter_sha256: str = ""
     needed_bytes: int = 0
-    """What the trainable state takes (see compact.needed); 0 = not known."""
+    """What the trainable state takes (see commit.needed); 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

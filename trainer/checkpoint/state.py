@@ -20,7 +20,7 @@ from trainer.base_model.modeling import tensors_digest, trainable_parameters
 from trainer.base_model.watch import BaseWatch
 from trainer.checkpoint import engine
 from trainer.checkpoint.async_saver import Describe
-from trainer.checkpoint.compact import needed
+from trainer.checkpoint.commit import needed
 from trainer.checkpoint.host_buffers import HostBuffers
 from trainer.checkpoint.save_result import Digests, Head
 from trainer.checkpoint.shards import FileWriter

@@ -112,7 +112,14 @@ def _watch(read: int, on_signal: Callable[[str], None]) -> None:
 
 
 def _shield_children() -> None:
-    """A forked child shares the wakeup pipe: without this its signals would become ours."""
+    """A forked child shares the wakeup pipe: without this its signals would become ours.
+
+    Between the fork and its own first line the child still has our handlers, and a signal to the
+    whole process group arrives then too. So the notice signals are blocked over the fork, in the
+    forking thread alone (each thread has a mask of its own, hence the thread-local), and pending
+    ones meet a child that ignores them. Nothing here takes a lock: one that another thread held
+    at the fork would stay locked in the child for ever.
+    """
     masks = threading.local()
 
     def before() -> None:

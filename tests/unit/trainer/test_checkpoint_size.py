@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.run_directory.fakes import entry
-from trainer.checkpoint.compact import excess, needed
+from trainer.checkpoint.commit import excess, needed
 
 
 def test_bf16_adapters_need_16_bytes_a_parameter() -> None:
