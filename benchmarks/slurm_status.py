@@ -77,7 +77,7 @@ def add_run(registry: Registry, root: Path, number: int, now: float) -> str:
     )
     registry.add(entry)
     storage = open_storage(uri)
-    spec = make_spec(made, run_id, uri, registry, SiteSettings())
+    spec = make_spec(made, run_id, uri, registry.state_dir, SiteSettings())
     key = f"{run_id}-1"
     storage.put(layout.RESOLVED, pretty(to_json(made)))
     storage.put(layout.SUMMARY, pretty(to_json(summary(run_id, now))))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.controller.run import Run
     from orchestrator.registry.store import Registry
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -24,6 +27,30 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, nothing else.")(
         function
     )
+
+
+site_option = click.option(
+    "--site", type=click.Path(path_type=Path), help="Site file instead of the usual."
+)
+set_option = click.option(
+    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
+)
+template_option = click.option(
+    "--template", type=click.Path(path_type=Path), help="Batch template of your own."
+)
+
+
+def asked_as(kind: Callable[..., T]) -> Callable[[Callable[[T], int]], Callable[..., int]]:
+    """Hand a command all that the command line gives as one value of the dataclass `kind`."""
+
+    def wrap(command: Callable[[T], int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def call(**given: Any) -> int:
+            return command(kind(**given))
+
+        return call
+
+    return wrap
 
 
 def out(line: str = "") -> None:

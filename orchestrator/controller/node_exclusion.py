@@ -35,8 +35,6 @@ def excluded(registry: Registry, now: float) -> Sequence[ExcludedNode]:
 
 def keeping_away(job: ResolvedJob, nodes: Sequence[ExcludedNode]) -> ResolvedJob:
     """The job with these nodes added to those that its owner or its site excludes."""
-    if not nodes:
-        return job
     given = job.slurm.get("exclude")
     names = [str(given)] if given else []
     return replace(

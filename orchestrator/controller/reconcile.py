@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.base import JobRef, RemembersRuns
+from orchestrator.backends.base import JobRef, RemembersRuns, Submission
 from orchestrator.clock import iso
 from orchestrator.contract import layout
 from orchestrator.contract.jsonio import canonical
 from orchestrator.contract.records import SubmissionId, SubmissionRecord, encode_record
-from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.controller import leftovers, node_exclusion, status_rows
 from orchestrator.controller.observe import Seen, backend_phase, observe
 from orchestrator.controller.run import Run
@@ -239,25 +238,15 @@ def with_key(run: Run, record: SubmissionRecord) -> SubmissionRecord:
     )
 
 
-def hand_over(run: Run, record: SubmissionRecord) -> JobRef:
-    """Give a stored submission to the backend; returns its job there. May be repeated."""
-    job = run.job(record.spec.resolved)
-    avoided = []
-    if run.backend.capabilities.excludes_nodes:
-        avoided = list(node_exclusion.excluded(run.registry, run.clock.now()))
-    wanted = node_exclusion.keeping_away(job, avoided)
-    try:
-        taken = _given(run, wanted, record)
-    except UserError:
-        if not avoided:
-            raise
-        # Too few nodes may be left. A job on a doubtful node is better than none.
-        taken = _given(run, job, record)
-        avoided = []
-    if avoided:
-        run.event(
-            "nodes_excluded", {"submission": record.number, "nodes": [n.node for n in avoided]}
-        )
+def hand_over(run: Run, record: SubmissionRecord, prepared: Submission | None = None) -> JobRef:
+    """Give a stored submission to the backend; returns its job there. May be repeated.
+
+    prepared: the submission as its backend has rendered it already
+    """
+    taken = _given_away_from_bad_nodes(run, record)
+    if taken is None:
+        prepared = prepared or run.backend.prepare(run.job(record.spec.resolved), record.spec)
+        taken = _given(run, prepared, record.key)
     note = SubmissionId(
         number=record.number, backend_id=taken.id, uid=taken.uid, time=iso(run.clock.now())
     )
@@ -265,11 +254,28 @@ def hand_over(run: Run, record: SubmissionRecord) -> JobRef:
     return taken
 
 
-def _given(run: Run, job: ResolvedJob, record: SubmissionRecord) -> JobRef:
-    """The job as its backend took it; where that cannot write its files, QvlError says why."""
-    prepared = run.backend.prepare(job, record.spec)
+def _given_away_from_bad_nodes(run: Run, record: SubmissionRecord) -> JobRef | None:
+    """None where there are no such nodes, or too few others: a job on a doubtful node is better
+    than none.
+    """
+    if not run.backend.capabilities.excludes_nodes:
+        return None
+    avoided = node_exclusion.excluded(run.registry, run.clock.now())
+    if not avoided:
+        return None
+    job = node_exclusion.keeping_away(run.job(record.spec.resolved), avoided)
     try:
-        return run.backend.submit(prepared, record.key)
+        taken = _given(run, run.backend.prepare(job, record.spec), record.key)
+    except UserError:
+        return None
+    run.event("nodes_excluded", {"submission": record.number, "nodes": [n.node for n in avoided]})
+    return taken
+
+
+def _given(run: Run, prepared: Submission, key: str) -> JobRef:
+    """The job as its backend took it; where that cannot write its files, QvlError says why."""
+    try:
+        return run.backend.submit(prepared, key)
     except OSError as fault:
         raise faults.of_files(run.registry.state_dir, fault) from fault
 

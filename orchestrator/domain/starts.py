@@ -15,6 +15,8 @@ class Starter:
     submission: int
     backend_id: str
     restart_count: int
+    after_attempt: int = 0
+    """The newest attempt that was claimed when the submission was created."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,6 @@ def may_start(
     tombstone: bool,
     done: bool,
     damaged: Sequence[int] = (),
-    after_attempt: int = 0,
 ) -> MayClaim | MayJoin | Stale:
     """The rule that keeps a stale requeue from stealing a run.
 
@@ -55,8 +56,8 @@ def may_start(
     neither cancelled nor done.
 
     damaged: attempts whose claim cannot be read. One made before this submission was created
-    (up to `after_attempt`) is of an earlier one; of a later one nobody knows, and only the
-    next submission may go past it.
+    is of an earlier one; of a later one nobody knows, and only the next submission may go
+    past it.
     """
     if done:
         return Stale("the run is finished")
@@ -67,7 +68,7 @@ def may_start(
     if me.submission != newest_submission:
         return Stale(f"submission {me.submission} was followed by {newest_submission}")
     doubtful = max(damaged, default=0)
-    if doubtful > after_attempt:
+    if doubtful > me.after_attempt:
         return Stale(f"the claim of attempt {doubtful} is damaged: the next submission passes it")
     mine = [c for c in claims if c.submission == me.submission]
     other = next((c for c in mine if c.backend_id != me.backend_id), None)

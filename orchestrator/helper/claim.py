@@ -93,13 +93,12 @@ class Claimer:
             claims = attempts.all_claims(self._storage)
             mine = self._mine(submissions.records)
             outcome = may_start(
-                self._starter(),
+                self._starter(mine),
                 claims.records,
                 attempts.newest_number(submissions),
                 tombstone=attempts.has_tombstone(self._storage),
                 done=view.is_done(),
                 damaged=claims.damaged_numbers(),
-                after_attempt=mine.after_attempt if mine else 0,
             )
             if isinstance(outcome, Stale):
                 raise NotOwner(outcome.reason)
@@ -117,9 +116,10 @@ class Claimer:
     def _mine(self, submissions: Sequence[SubmissionRecord]) -> SubmissionRecord | None:
         return next((s for s in submissions if s.number == self._spec.submission), None)
 
-    def _starter(self) -> Starter:
+    def _starter(self, mine: SubmissionRecord | None) -> Starter:
         me = self._identity
-        return Starter(self._spec.submission, me.backend_id, me.restart_count)
+        before = mine.after_attempt if mine else 0
+        return Starter(self._spec.submission, me.backend_id, me.restart_count, before)
 
     def _new_claim(self, outcome: MayClaim, plan: PlanInForce, log_seq: int) -> ClaimRecord:
         return ClaimRecord(

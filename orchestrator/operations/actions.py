@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.backends.base import RemembersRuns
@@ -76,6 +76,15 @@ def cancel(run: Run) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a resume has done."""
+
+    submission: int
+    unchecked: tuple[str, ...]
+    """What was not looked at before the queue."""
+
+
 def resume(
     run: Run,
     *,
@@ -84,13 +93,12 @@ def resume(
     allow_change: Sequence[str] = (),
     reset_batch_plan: bool = False,
     job: ResolvedJob | None = None,
-    tell: Callable[[str], None] = lambda _: None,
-) -> int:
-    """Submit the run again; returns the submission's number.
+) -> Resumed:
+    """Submit the run again.
 
     `ref`: None or `latest`, a checkpoint's name (`checkpoint-20`) or directory, or an
     absolute path. `restart_from`: `weights` or `scratch`. `job`: a changed job file, whose
-    differences `allow_change` must permit. `tell` gets what was not looked at before the queue.
+    differences `allow_change` must permit.
 
     Raises UserError while a job is at work, and what `preflight` finds.
     """
@@ -118,20 +126,20 @@ def resume(
         spec = _changed_spec(run, spec, job)
     in_force = job or run.job(spec.resolved)
     preflight.check_start(run, seen.view, start, in_force, allowed)
-    for line in preflight.check_data(in_force, run.clock):
-        tell(line)
+    unchecked = tuple(preflight.check_data(in_force, run.clock))
     spec = _with_secrets(run, spec, in_force)
+    prepared = run.backend.prepare(in_force, spec)
     if job is not None:
         attempts.write_job(run.storage, job, spec.resolved)
-    controller_first(run, job or run.job(spec.resolved), spec)
+    controller_first(run, in_force, spec)
     _reopen(run)
     run.event(
         "resume_requested",
         {"from": start.ref or start.kind, "allow_change": list(allow_change)},
         writer="cli",
     )
-    start_submission(run, spec, start, reason="resume", reset_batch_plan=reset_batch_plan)
-    return number
+    start_submission(run, prepared, start, reason="resume", reset_batch_plan=reset_batch_plan)
+    return Resumed(number, unchecked)
 
 
 def _changed_spec(run: Run, spec: TrainSpec, job: ResolvedJob) -> TrainSpec:

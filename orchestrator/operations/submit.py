@@ -15,7 +15,6 @@ from pathlib import Path
 from orchestrator.backends.base import RemembersRuns, Submission, load_backend
 from orchestrator.clock import Clock, iso
 from orchestrator.contract import layout
-from orchestrator.contract.env import TRAINER_MODULE
 from orchestrator.contract.records import SubmissionRecord
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import StartFrom, TrainSpec
@@ -48,6 +47,19 @@ class SiteSettings:
     group_sharing: bool = False
     local_report_s: float = 1.0
     """`TrainSpec.report_s` of local runs, whose storage is cheap to write."""
+    trainer_module: str = "trainer"
+    """What each rank runs; tests put a trainer without torch in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Who submits: a user on this machine, at a site."""
+
+    registry: Registry
+    site: SiteSettings
+    clock: Clock
+    environ: Mapping[str, str]
+    """Variables of the user's shell, from which `secrets:` are taken."""
 
 
 def new_run_id(name: str, now: float) -> str:
@@ -62,7 +74,7 @@ def name_of_copy(name: str, suffix: str) -> str:
 
 
 def make_spec(
-    job: ResolvedJob, run_id: str, storage_uri: str, registry: Registry, site: SiteSettings
+    job: ResolvedJob, run_id: str, storage_uri: str, state_dir: Path, site: SiteSettings
 ) -> TrainSpec:
     """The TrainSpec of a run's first submission. Pure but for the interpreter's path."""
     local = job.backend == "local"
@@ -75,10 +87,10 @@ def make_spec(
         gpus_per_node=job.resources.gpus_per_node,
         grace_s=job.preemption.grace_s,
         python=job.python or sys.executable,
-        trainer_module=os.environ.get(TRAINER_MODULE, "trainer"),
+        trainer_module=site.trainer_module,
         env=dict(job.env),
-        secrets_file=str(secrets_path(registry.state_dir, run_id)) if job.secrets else None,
-        devices_dir=str(registry.state_dir / "devices") if local else None,
+        secrets_file=str(secrets_path(state_dir, run_id)) if job.secrets else None,
+        devices_dir=str(state_dir / "devices") if local else None,
         max_parallel_runs=site.max_parallel_runs,
         node_lost_s=site.node_lost_s,
         hang_s=job.hang_s,
@@ -86,31 +98,23 @@ def make_spec(
     )
 
 
-def dry_run(
-    job: ResolvedJob,
-    registry: Registry,
-    site: SiteSettings,
-    now: float,
-    environ: Mapping[str, str],
-) -> Submission:
+def dry_run(job: ResolvedJob, by: Submitter) -> Submission:
     """Exactly what `submit` would hand to the backend (with another random run id).
 
     Raises as `submit`, for secrets that are missing and a storage that takes no writes too.
     """
-    collect_secrets(job, environ)
+    collect_secrets(job, by.environ)
     check_storage(job.checkpoint.uri)
-    run_id = new_run_id(job.name, now)
-    spec = make_spec(job, run_id, child(job.checkpoint.uri, run_id), registry, site)
-    return load_backend(job.backend, registry.state_dir).prepare(job, spec)
+    run_id = new_run_id(job.name, by.clock.now())
+    state_dir = by.registry.state_dir
+    spec = make_spec(job, run_id, child(job.checkpoint.uri, run_id), state_dir, by.site)
+    return load_backend(job.backend, state_dir).prepare(job, spec)
 
 
 def submit(
     job: ResolvedJob,
     job_text: str,
-    registry: Registry,
-    site: SiteSettings,
-    clock: Clock,
-    environ: Mapping[str, str],
+    by: Submitter,
     *,
     start: StartFrom = StartFrom(),  # noqa: B008 - frozen
     allow_change: Sequence[str] = (),
@@ -124,34 +128,34 @@ def submit(
     does not answer; nothing of the run is then left. One that was killed on the way can be
     taken up by `controller once`.
     """
-    values = collect_secrets(job, environ)
+    values = collect_secrets(job, by.environ)
     job = with_template(job)
-    run_id = new_run_id(job.name, clock.now())
+    run_id = new_run_id(job.name, by.clock.now())
     uri = child(job.checkpoint.uri, run_id)
-    storage = open_storage(uri, group_sharing=site.group_sharing)
+    storage = open_storage(uri, group_sharing=by.site.group_sharing)
     probe(storage)
-    spec = make_spec(job, run_id, uri, registry, site)
+    spec = make_spec(job, run_id, uri, by.registry.state_dir, by.site)
     spec = replace(spec, allow_change=tuple(allow_change))
-    backend = load_backend(job.backend, registry.state_dir)
-    backend.prepare(job, spec)
+    backend = load_backend(job.backend, by.registry.state_dir)
+    prepared = backend.prepare(job, spec)
     entry = RunEntry(
         run_id=run_id,
         name=job.name,
         backend=job.backend,
         uri=uri,
-        created_at=clock.now(),
+        created_at=by.clock.now(),
         gpus=job.resources.world_size,
     )
-    run = Run(entry, registry, storage, backend, clock)
+    run = Run(entry, by.registry, storage, backend, by.clock)
     with withdrawn_on_failure(run, job):
         storage.put(layout.JOB, job_text.encode())
         attempts.write_job(storage, job)
         if values:
-            write_secrets(registry.state_dir, run_id, values)
-        registry.add(entry)
+            write_secrets(by.registry.state_dir, run_id, values)
+        by.registry.add(entry)
         trust.believe(run)
         controller_first(run, job, spec)
-        start_submission(run, spec, start, reason="submit")
+        start_submission(run, prepared, start, reason="submit")
     return run
 
 
@@ -185,12 +189,16 @@ def controller_first(run: Run, job: ResolvedJob, spec: TrainSpec) -> None:
 
 
 def start_submission(
-    run: Run, spec: TrainSpec, start: StartFrom, *, reason: str, reset_batch_plan: bool = False
+    run: Run,
+    prepared: Submission,
+    start: StartFrom,
+    *,
+    reason: str,
+    reset_batch_plan: bool = False,
 ) -> SubmissionRecord:
-    """Create `submissions/<m>.json` as spec.submission and hand it over."""
-    resolved = run.job(spec.resolved)
-    prepared = run.backend.prepare(resolved, spec)
-    _check_reach(run, resolved)
+    """Create `submissions/<m>.json` of what the backend has prepared, and hand it over."""
+    spec = prepared.spec
+    _check_reach(run, run.job(spec.resolved))
     record = SubmissionRecord(
         number=spec.submission,
         key="",
@@ -213,7 +221,7 @@ def start_submission(
     known = run.registry.find(run.run_id).row or status_rows.blank_row(run.entry)
     job = None
     try:
-        job = hand_over(run, record)
+        job = hand_over(run, record, prepared)
         row = status_rows.submitted_row(known, job)
     except Full as fault:
         row = status_rows.waiting_row(known, fault.message)

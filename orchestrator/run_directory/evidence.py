@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.clock import parse_iso
 from orchestrator.contract.codes import CRASH, ExitCode
@@ -77,34 +77,41 @@ def was_cancelled(storage: Storage, claims: Sequence[ClaimRecord]) -> bool:
     return any(v.cause == CANCELLED for v in verdicts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestJob:
+    """What its scheduler says of the newest submission's job."""
+
+    living: bool = False
+    """It may be at work."""
+    ending: Ending = ""
+    """How it ended, if not."""
+    restarts: int = 0
+    """How often it was started again, as far as the scheduler says."""
+    suspended: bool = False
+    """A person made it wait."""
+
+
 def attempt_facts(
     storage: Storage,
     view: LogView,
     claims: Sequence[ClaimRecord],
     submissions: Sequence[SubmissionRecord],
-    *,
-    living: bool,
-    ending: Ending,
-    restarts: int = 0,
-    suspended: bool = False,
+    job: NewestJob,
 ) -> tuple[AttemptFacts, ...]:
-    """Facts of these attempts, oldest first.
-
-    living: the newest submission's job may be at work; `ending` is how it ended if not.
-    restarts: how often its scheduler started that job again, as far as it says.
-    suspended: a person made that job wait.
-    """
+    """Facts of these attempts, oldest first."""
     newest = submissions[-1].number if submissions else 0
-    endings = {s.number - 1: s.ended for s in submissions} | {newest: ending}
-    waited = {s.number - 1 for s in submissions if s.suspended} | ({newest} if suspended else set())
+    endings = {s.number - 1: s.ended for s in submissions} | {newest: job.ending}
+    waited = {s.number - 1 for s in submissions if s.suspended} | (
+        {newest} if job.suspended else set()
+    )
     found: list[AttemptFacts] = []
     for index, claim in enumerate(claims):
         last = index == len(claims) - 1
-        if last and living and claim.submission == newest:
+        if last and job.living and claim.submission == newest:
             found.append(_living(storage, view, claim))
             continue
         again = not last and claims[index + 1].submission == claim.submission
-        again = again or (claim.submission == newest and claim.restart_count < restarts)
+        again = again or (claim.submission == newest and claim.restart_count < job.restarts)
         before = found[-1] if found and found[-1].submission == claim.submission else None
         how: Ending = "" if again else endings.get(claim.submission, "")
         ended = _ended(storage, view, claim, how, before, again=again)
@@ -142,7 +149,7 @@ def starts_again(storage: Storage, log: RunLog, job: ResolvedJob, submission: in
     view = log.read()
     budgets = policy(job, backoff_base_s=1.0)
     claims = claims_since_resume(attempts.read_claims(storage), submissions)[-recent(budgets) :]
-    found = attempt_facts(storage, view, claims, submissions, living=False, ending="")
+    found = attempt_facts(storage, view, claims, submissions, NewestJob())
     facts = RunFacts(
         attempts=found,
         newest_submission=submission,

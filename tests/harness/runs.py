@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.identity import pid_of, start_ticks
-from orchestrator.backends.base import JobRef
+from orchestrator.backends.base import JobRef, Submission
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.contract.event import StepMetrics
@@ -28,11 +28,12 @@ from orchestrator.contract.resolved import (
     ResolvedJob,
     Resources,
 )
+from orchestrator.contract.spec import TrainSpec
 from orchestrator.controller.reconcile import Step, reconcile
 from orchestrator.controller.run import Run
 from orchestrator.controller.status_rows import job_of
 from orchestrator.errors import RecordDamaged
-from orchestrator.operations.submit import SiteSettings, submit
+from orchestrator.operations.submit import SiteSettings, Submitter, submit
 from orchestrator.registry.store import Registry
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
@@ -84,18 +85,14 @@ class Bench:
         """Submit with the fake trainer; `knobs` become QVL_FAKE_* variables of the ranks."""
         job = job or self.job()
         variables = {f"QVL_FAKE_{k.upper()}": str(v) for k, v in knobs.items()}
-        os.environ["QVL_TRAINER_MODULE"] = self.module
-        try:
-            run = submit(
-                replace(job, env={**job.env, **variables}),
-                "name: fake\n",
-                self.registry,
-                SiteSettings(max_parallel_runs=parallel, local_report_s=0.0),
-                SystemClock(),
-                os.environ,
-            )
-        finally:
-            del os.environ["QVL_TRAINER_MODULE"]
+        site = SiteSettings(
+            max_parallel_runs=parallel, local_report_s=0.0, trainer_module=self.module
+        )
+        run = submit(
+            replace(job, env={**job.env, **variables}),
+            "name: fake\n",
+            Submitter(self.registry, site, SystemClock(), os.environ),
+        )
         self.runs.append(Driven(run))
         return self.runs[-1]
 
@@ -254,6 +251,11 @@ class Driven:
     def tree(self) -> list[int]:
         """The agent and everything below it."""
         return [self.agent_pid(), *descendants(self.agent_pid())]
+
+
+def prepared(run: Run, spec: TrainSpec) -> Submission:
+    """A submission of a run, as its backend hands it over."""
+    return run.backend.prepare(run.job(spec.resolved), spec)
 
 
 def descendants(pid: int) -> list[int]:

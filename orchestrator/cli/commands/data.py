@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, note, out_json
+from orchestrator.cli.common import asked_as, json_option, note, out_json, set_option
 from orchestrator.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -40,12 +40,30 @@ Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request to `trainer.commands.data_check`, and who shall answer it."""
+class Request:
+    """What is asked of `trainer.commands.data_check`, and who shall answer it."""
 
-    request: dict[str, Any]
+    fields: dict[str, Any]
     python: str | None = None
     environ: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to check, and how."""
+
+    job: Path | None
+    run: str | None
+    data: Path | None
+    model: str | None
+    media_root: Path | None
+    max_length: int | None
+    overrides: tuple[str, ...]
+    processes: int | None
+    decode: bool
+    strict: bool
+    show_all: bool
+    as_json: bool
 
 
 @click.group(
@@ -66,68 +84,52 @@ def command() -> None:
 @click.option("--model", help="Model folder that --data is meant for, or its id on the hub.")
 @click.option("--media-root", type=click.Path(path_type=Path), help="With --data; its folder.")
 @click.option("--max-length", type=click.IntRange(min=1), help="With --data: limit in tokens.")
-@click.option(
-    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
-)
+@set_option
 @click.option("--processes", type=click.IntRange(1, 256), help="As many as cores if not given.")
 @click.option("--decode", is_flag=True, help="Decode every picture, not only its header.")
 @click.option("--strict", is_flag=True, help="Warnings count as faults.")
 @click.option("--all", "show_all", is_flag=True, help="Show every finding, not the first 50.")
 @json_option
-def check(
-    *,
-    job: Path | None,
-    run: str | None,
-    data: Path | None,
-    model: str | None,
-    media_root: Path | None,
-    max_length: int | None,
-    overrides: tuple[str, ...],
-    processes: int | None,
-    decode: bool,
-    strict: bool,
-    show_all: bool,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def check(asked: Asked) -> int:
     """Check a data set (see `_HELP`)."""
     from orchestrator.cli.output.bar import Bar
     from orchestrator.cli.services.tool import run_tool
 
-    if sum(given is not None for given in (job, run, data)) != 1:
+    if sum(given is not None for given in (asked.job, asked.run, asked.data)) != 1:
         raise UsageError("give either a job file, or --run, or --data and --model")
-    if data is None and (model or media_root or max_length):
+    if asked.data is None and (asked.model or asked.media_root or asked.max_length):
         raise UsageError("--model, --media-root and --max-length belong to --data")
-    if run is not None:
-        asked = _of_run(run)
-    elif job is not None:
-        asked = of_job(job, overrides)
+    if asked.run is not None:
+        request = _of_run(asked.run)
+    elif asked.job is not None:
+        request = of_job(asked.job, asked.overrides)
     else:
-        assert data is not None, "checked above"
-        asked = _of_file(data, model, media_root, max_length)
-    request = {
-        **asked.request,
-        "processes": processes or len(os.sched_getaffinity(0)),
-        "decode": decode,
+        request = _of_file(asked)
+    fields = {
+        **request.fields,
+        "processes": asked.processes or len(os.sched_getaffinity(0)),
+        "decode": asked.decode,
     }
     with Bar() as bar:
         report = run_tool(
             "datacheck",
-            request,
-            python=asked.python,
-            environ=asked.environ,
+            fields,
+            python=request.python,
+            environ=request.environ,
             on_progress=bar.show,
         )
-    if as_json:
+    if asked.as_json:
         out_json(report)
     else:
         from orchestrator.cli.output.data_report import print_report
 
-        print_report(report, show_all=show_all)
-    bad = report["counts"]["faults"] or (strict and report["counts"]["warnings"])
+        print_report(report, show_all=asked.show_all)
+    bad = report["counts"]["faults"] or (asked.strict and report["counts"]["warnings"])
     return UserError.exit_code if bad else 0
 
 
-def of_job(path: Path, overrides: Sequence[str]) -> Asked:
+def of_job(path: Path, overrides: Sequence[str]) -> Request:
     """The request for a job file, whose index files need not be right."""
     from orchestrator.config.load import load_job, load_site
     from orchestrator.config.resolving.job import resolve
@@ -145,18 +147,18 @@ def of_job(path: Path, overrides: Sequence[str]) -> Asked:
     )
     if (found := foreign_hands(path)) is not None:
         note(f"{found}: its python: and env: are left out; a copy of your own is checked with them")
-        return Asked(_request(resolved))
-    return Asked(_request(resolved), resolved.python, dict(resolved.env))
+        return Request(_request(resolved))
+    return Request(_request(resolved), resolved.python, dict(resolved.env))
 
 
-def _of_run(wanted: str) -> Asked:
+def _of_run(wanted: str) -> Request:
     from orchestrator.cli.common import get_run
     from orchestrator.controller import trust
 
     run = get_run(wanted)
     job = run.job()
     python, environ = trust.interpreter(run, job)
-    return Asked(_request(job), python, dict(environ))
+    return Request(_request(job), python, dict(environ))
 
 
 def _request(job: ResolvedJob) -> dict[str, Any]:
@@ -174,18 +176,18 @@ def _request(job: ResolvedJob) -> dict[str, Any]:
     }
 
 
-def _of_file(
-    data: Path, model: str | None, media_root: Path | None, max_length: int | None
-) -> Asked:
+def _of_file(asked: Asked) -> Request:
     from orchestrator.cli.services.tool import absolute
 
+    assert asked.data is not None, "one of three is given"
+    model, media_root = asked.model, asked.media_root
     if model is None:
         raise UsageError("--data needs --model: lengths depend on its tokenizer")
-    return Asked(
+    return Request(
         {
-            "train": absolute(data),
+            "train": absolute(asked.data),
             "model": absolute(model) if Path(model).is_dir() else model,
             "media_root": None if media_root is None else absolute(media_root),
-            "max_length": max_length,
+            "max_length": asked.max_length,
         }
     )

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json, out_text, registry
+from orchestrator.cli.common import (
+    asked_as,
+    json_option,
+    note,
+    out,
+    out_json,
+    out_text,
+    registry,
+    site_option,
+)
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,49 +49,55 @@ Examples:
 DANGER = 78
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is looked at."""
+
+    job: Path | None
+    backend: str | None
+    site: Path | None
+    every: bool
+    probe: bool
+    partition: str | None
+    preempt_with: str | None
+    as_json: bool
+
+
 @click.command("doctor", help=_HELP, epilog=_EXAMPLES)
 @click.argument("job", required=False, type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where runs are to go.")
-@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
+@site_option
 @click.option("--all", "every", is_flag=True, help="Also show what is in order.")
 @click.option("--probe", is_flag=True, help="Submit a job of two minutes and read its report.")
 @click.option("--partition", help="Partition of --probe, instead of the default.")
 @click.option("--preempt-with", metavar="PARTITION", help="Preempt the probe by a job there.")
 @json_option
-def command(
-    *,
-    job: Path | None,
-    backend: str | None,
-    site: Path | None,
-    every: bool,
-    probe: bool,
-    partition: str | None,
-    preempt_with: str | None,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Look at this place (see `_HELP`)."""
     from orchestrator.config.load import load_site
     from orchestrator.doctor.finding import sorted_findings
 
-    config = load_site(site)
-    resolved = _resolved(job, config)
-    where = backend or (resolved.backend if resolved else _usual())
-    found = list(_look(resolved, job, config, site, where))
-    if probe and where == "kubernetes":
+    config = load_site(asked.site)
+    resolved = _resolved(asked.job, config)
+    where = asked.backend or (resolved.backend if resolved else _usual())
+    found = list(_look(resolved, asked, config, where))
+    if asked.probe and where == "kubernetes":
         raise UsageError("--probe submits a Slurm job", hint="leave it out for a Kubernetes job")
-    if probe:
+    if asked.probe:
         from orchestrator.doctor.judge_place import LOOKS_LOCAL
         from orchestrator.doctor.judge_probe import SHARED_FOLDER
         from orchestrator.doctor.probe import run_probe
 
-        name = partition or (resolved.slurm.get("partition") if resolved else None)
+        name = asked.partition or (resolved.slurm.get("partition") if resolved else None)
         note("submitting a probe; this takes one to four minutes (Ctrl-C ends it)")
-        told = run_probe(registry().state_dir, name or config.slurm.partition, preempt_with, config)
+        name = name or config.slurm.partition
+        told = run_probe(registry().state_dir, name, asked.preempt_with, config)
         if any(f.subject == SHARED_FOLDER for f in told):
             # The probe knows what the kind of file system only suggests.
             found = [f for f in found if not f.what.endswith(LOOKS_LOCAL)]
         found += told
-    _show(sorted_findings(found), every=every or probe, as_json=as_json)
+    _show(sorted_findings(found), every=asked.every or asked.probe, as_json=asked.as_json)
     return DANGER if any(f.level == "danger" for f in found) else 0
 
 
@@ -99,13 +115,7 @@ def _usual() -> str:
     return "slurm" if shutil.which("sbatch") else "local"
 
 
-def _look(
-    job: ResolvedJob | None,
-    file: Path | None,
-    config: SiteConfig,
-    site: Path | None,
-    backend: str,
-) -> list[Finding]:
+def _look(job: ResolvedJob | None, asked: Asked, config: SiteConfig, backend: str) -> list[Finding]:
     from orchestrator.config.reading.site_file import site_file
     from orchestrator.doctor import look
 
@@ -115,14 +125,14 @@ def _look(
     slurm = backend == "slurm"
     found: list[Finding] = []
     if slurm:
-        named = str(site_file(site) or "site.yaml")
+        named = str(site_file(asked.site) or "site.yaml")
         found += look.look_slurm(look.wants_of(job, config, named, known))
-    found += look.look_language(site_file(site))
-    found += look.look_trusted(_site_files(config, site))
+    found += look.look_language(site_file(asked.site))
+    found += look.look_trusted(_site_files(config, asked.site))
     found += look.look_machine(look.CLIENTS if slurm else (), wants_gpu=not slurm)
     found += look.look_folder(known.state_dir, "state", must_be_shared=slurm)
     if not (slurm and config.slurm.container):
-        found += _look_python(job, file)
+        found += _look_python(job, asked.job)
     if job is not None and job.checkpoint.uri.startswith("/"):
         folder = Path(job.checkpoint.uri)
         found += look.look_folder(folder, "run directories", must_be_shared=slurm)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, note, out, out_json, registry
+from orchestrator.cli.common import (
+    asked_as,
+    json_option,
+    note,
+    out,
+    out_json,
+    set_option,
+    site_option,
+    template_option,
+)
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,27 +56,28 @@ _ROWS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
+class Asked:
     """What the copies are made from, and how one is preempted."""
 
     job: Path
+    steps: int
     overrides: tuple[str, ...]
     site: Path | None
     template: Path | None
-    steps: int
     signal: str
     preempt_with: str | None
+    tolerance: float
+    keep: bool
+    as_json: bool
 
 
 @click.command("drill", help=_HELP, epilog=_EXAMPLES)
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("--steps", type=click.IntRange(4, 10_000), default=12, show_default=True,
               help="Optimizer steps of each copy.")  # fmt: skip
-@click.option(
-    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
-)
-@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
-@click.option("--template", type=click.Path(path_type=Path), help="Batch template of your own.")
+@set_option
+@site_option
+@template_option
 @click.option("--signal", type=click.Choice(("SIGTERM", "SIGUSR1", "SIGUSR2")),
               default="SIGTERM", show_default=True, help="The notice.")  # fmt: skip
 @click.option("--preempt-with", metavar="PARTITION", help="Slurm: preempt by a job there.")
@@ -76,68 +85,56 @@ class _How:
               help="Relative difference of losses that is allowed; 0 = bit for bit.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep both runs in any case.")
 @json_option
-def command(
-    *,
-    job: Path,
-    steps: int,
-    overrides: tuple[str, ...],
-    site: Path | None,
-    template: Path | None,
-    signal: str,
-    preempt_with: str | None,
-    tolerance: float,
-    keep: bool,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Drill a job (see `_HELP`)."""
     from orchestrator.operations.drill import judge, timelines
 
-    how = _How(job, overrides, site, template, steps, signal, preempt_with)
-    disturbed = _submit(how, "drill-a")
-    _preempt_at(disturbed, how, max(1, steps // 3))
+    disturbed = _submit(asked, "drill-a")
+    _preempt_at(disturbed, asked, max(1, asked.steps // 3))
     _follow(disturbed)
-    undisturbed = _submit(how, "drill-b")
+    undisturbed = _submit(asked, "drill-b")
     _follow(undisturbed)
     sides = _side(disturbed), _side(undisturbed)
     lines = timelines(_events(disturbed), sides[0].curve)
     grace_s = disturbed.job().preemption.grace_s
-    checks = judge(*sides, lines, grace_s=grace_s, tolerance=tolerance)
+    checks = judge(*sides, lines, grace_s=grace_s, tolerance=asked.tolerance)
     passed = all(check.ok for check in checks)
-    _show(lines, checks, [disturbed, undisturbed], as_json=as_json)
-    if passed and not keep:
+    _show(lines, checks, [disturbed, undisturbed], as_json=asked.as_json)
+    if passed and not asked.keep:
         _remove(disturbed, undisturbed)
     return 0 if passed else 1
 
 
-def _submit(how: _How, suffix: str) -> Run:
+def _submit(asked: Asked, suffix: str) -> Run:
     """A short copy of the job under a name of its own, with a controller."""
-    from orchestrator.cli.commands.submit import read_job
     from orchestrator.cli.services.follow import leave_controller
-    from orchestrator.clock import SystemClock
+    from orchestrator.cli.services.job import read_job
     from orchestrator.config.load import load_job
     from orchestrator.operations.submit import name_of_copy, submit
 
-    name = load_job(how.job, how.overrides).spec.name
+    name = load_job(asked.job, asked.overrides).spec.name
     short = (
         f"name={name_of_copy(name, suffix)}",
-        f"training.max_steps={how.steps}",
-        f"checkpoint.every_steps={how.steps}",
+        f"training.max_steps={asked.steps}",
+        f"checkpoint.every_steps={asked.steps}",
         "checkpoint.every_minutes=null",
     )
-    resolved, text, settings = read_job(how.job, (*how.overrides, *short), how.site, how.template)
-    _check_backend(resolved, how)
-    run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
+    overrides = (*asked.overrides, *short)
+    resolved, text, by = read_job(asked.job, overrides, asked.site, asked.template)
+    _check_backend(resolved, asked)
+    run = submit(resolved, text, by)
     leave_controller(run)
     note(f"submitted {run.run_id}")
     return run
 
 
-def _check_backend(job: ResolvedJob, how: _How) -> None:
-    if how.preempt_with and job.backend != "slurm":
+def _check_backend(job: ResolvedJob, asked: Asked) -> None:
+    if asked.preempt_with and job.backend != "slurm":
         raise UserError("--preempt-with is for backend: slurm", hint="leave it out")
 
 
-def _preempt_at(run: Run, how: _How, step: int) -> None:
+def _preempt_at(run: Run, asked: Asked, step: int) -> None:
     """Wait until a step is done, then take the resources away. No notice if it ended before."""
     from orchestrator.cli.services.follow import END_CODES
     from orchestrator.operations.actions import preempt
@@ -148,16 +145,16 @@ def _preempt_at(run: Run, how: _How, step: int) -> None:
         if row["state"] in END_CODES:
             return
         run.clock.sleep(POLL_S)
-    note(f"step {done} of {how.steps}: preempting")
-    if how.preempt_with is None:
-        preempt(run, how.signal)
+    note(f"step {done} of {asked.steps}: preempting")
+    if asked.preempt_with is None:
+        preempt(run, asked.signal)
         return
     from orchestrator.controller.observe import observe
     from orchestrator.doctor.probe import nodes_of, take_nodes
 
     job = observe(run).job
     if job is not None:
-        take_nodes(how.preempt_with, nodes_of(job))
+        take_nodes(asked.preempt_with, nodes_of(job))
 
 
 def _step(run: Run) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, out, out_json
+from orchestrator.cli.common import asked_as, get_run, json_option, out, out_json
 
 _HELP = """Ask the model that RUN has trained the QUESTION about IMAGE.
 
@@ -21,6 +22,19 @@ Examples:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked, and of which checkpoint."""
+
+    run: str
+    image: Path
+    question: str
+    step: int | None
+    max_new_tokens: int
+    compare: bool
+    as_json: bool
+
+
 @click.command("generate", help=_HELP, epilog=_EXAMPLES)
 @click.argument("run")
 @click.argument("image", type=click.Path(path_type=Path, allow_dash=True))
@@ -32,31 +46,23 @@ Examples:
 )  # fmt: skip
 @click.option("--compare", is_flag=True, help="Ask the base without the adapter too.")
 @json_option
-def command(
-    *,
-    run: str,
-    image: Path,
-    question: str,
-    step: int | None,
-    max_new_tokens: int,
-    compare: bool,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Ask a model (see `_HELP`)."""
     from orchestrator.cli.output.bar import Bar
     from orchestrator.cli.services.result import adapter_request, gather
     from orchestrator.cli.services.tool import absolute, run_tool
     from orchestrator.controller import trust
 
-    chosen = get_run(run)
-    result = gather(chosen, step)
+    chosen = get_run(asked.run)
+    result = gather(chosen, asked.step)
     python, environ = trust.interpreter(chosen, result.job)
     with Bar() as bar, adapter_request(chosen, result) as request:
         request |= {
-            "question": question,
-            "images": [] if str(image) == "-" else [absolute(image)],
-            "max_new_tokens": max_new_tokens,
-            "compare": compare,
+            "question": asked.question,
+            "images": [] if str(asked.image) == "-" else [absolute(asked.image)],
+            "max_new_tokens": asked.max_new_tokens,
+            "compare": asked.compare,
         }
         said = run_tool(
             "generate",
@@ -65,12 +71,12 @@ def command(
             environ=environ,
             on_progress=bar.show,
         )
-    if as_json:
+    if asked.as_json:
         out_json({"run_id": chosen.run_id, "step": result.commit.step, **said})
         return 0
     for text in said["answer"].split("\n"):
         out(text)
-    if compare:
+    if asked.compare:
         out("without the adapter:")
         for text in said["base_answer"].split("\n"):
             out(text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, note, out, out_json
+from orchestrator.cli.common import asked_as, get_run, json_option, note, out, out_json, site_option
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,22 @@ Examples:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which run, and from where it goes on."""
+
+    run: str
+    ref: str | None
+    restart_from: Literal["weights", "scratch"] | None
+    allow_change: tuple[str, ...]
+    job: Path | None
+    overrides: tuple[str, ...]
+    site: Path | None
+    reset_batch_plan: bool
+    wait: bool
+    as_json: bool
+
+
 @click.command("resume", help=_HELP, epilog=_EXAMPLES)
 @click.argument("run")
 @click.option(
@@ -47,42 +64,33 @@ Examples:
 @click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of --job."
 )
-@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
+@site_option
 @click.option("--reset-batch-plan", is_flag=True, help="Return to the original micro-batch size.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
 @json_option
-def command(
-    *,
-    run: str,
-    ref: str | None,
-    restart_from: Literal["weights", "scratch"] | None,
-    allow_change: tuple[str, ...],
-    job: Path | None,
-    overrides: tuple[str, ...],
-    site: Path | None,
-    reset_batch_plan: bool,
-    wait: bool,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Resume a run (see `_HELP`)."""
     from orchestrator.cli.services.follow import follow_to_end, leave_controller
     from orchestrator.operations import actions
 
-    if restart_from == "scratch" and ref is not None:
+    if asked.restart_from == "scratch" and asked.ref is not None:
         raise UsageError("--restart-from scratch starts without a checkpoint: leave out --from")
-    if overrides and job is None:
+    if asked.overrides and asked.job is None:
         raise UsageError("--set needs --job", hint="name the job file whose fields it replaces")
-    chosen = get_run(run, alone=restart_from is not None)
-    number = actions.resume(
+    chosen = get_run(asked.run, alone=asked.restart_from is not None)
+    resumed = actions.resume(
         chosen,
-        ref=ref,
-        restart_from=restart_from,
-        allow_change=allow_change,
-        reset_batch_plan=reset_batch_plan,
-        job=_changed_job(job, overrides, site),
-        tell=lambda line: note(f"not checked: {line}"),
+        ref=asked.ref,
+        restart_from=asked.restart_from,
+        allow_change=asked.allow_change,
+        reset_batch_plan=asked.reset_batch_plan,
+        job=_changed_job(asked),
     )
-    if as_json:
+    number = resumed.submission
+    for line in resumed.unchecked:
+        note(f"not checked: {line}")
+    if asked.as_json:
         attended = leave_controller(chosen)
         out_json({"run_id": chosen.run_id, "submission": number, "attended": attended})
     else:
@@ -90,17 +98,15 @@ def command(
             _announce(chosen.run_id, number)
         finally:
             leave_controller(chosen)
-    return follow_to_end(chosen) if wait else 0
+    return follow_to_end(chosen) if asked.wait else 0
 
 
-def _changed_job(
-    path: Path | None, overrides: tuple[str, ...], site: Path | None
-) -> ResolvedJob | None:
-    if path is None:
+def _changed_job(asked: Asked) -> ResolvedJob | None:
+    if asked.job is None:
         return None
-    from orchestrator.cli.commands.submit import read_job
+    from orchestrator.cli.services.job import read_job
 
-    return read_job(path, overrides, site)[0]
+    return read_job(asked.job, asked.overrides, asked.site)[0]
 
 
 def _announce(run_id: str, number: int) -> None:

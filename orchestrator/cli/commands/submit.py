@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.common import json_option, note, note_text, out, out_data, out_json, registry
+from orchestrator.cli.common import (
+    asked_as,
+    json_option,
+    note,
+    note_text,
+    out,
+    out_data,
+    out_json,
+    registry,
+    set_option,
+    site_option,
+    template_option,
+)
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.config.models.site import SiteConfig
     from orchestrator.contract.resolved import ResolvedJob
     from orchestrator.controller.run import Run
-    from orchestrator.operations.submit import SiteSettings
+    from orchestrator.operations.submit import Submitter
 
 _HELP = """Submit the job file JOB as a new run and leave a controller that looks after it.
 
@@ -39,41 +49,47 @@ Examples:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is submitted, and how far."""
+
+    job: Path
+    dry_run: bool
+    wait: bool
+    overrides: tuple[str, ...]
+    site: Path | None
+    template: Path | None
+    as_json: bool
+
+
 @click.command("submit", help=_HELP, epilog=_EXAMPLES)
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Only print what would be submitted.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
-@click.option(
-    "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Replace a field of the job."
-)
-@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
-@click.option("--template", type=click.Path(path_type=Path), help="Batch template of your own.")
+@set_option
+@site_option
+@template_option
 @json_option
-def command(
-    *,
-    job: Path,
-    dry_run: bool,
-    wait: bool,
-    overrides: tuple[str, ...],
-    site: Path | None,
-    template: Path | None,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Submit a job file (see `_HELP`)."""
-    if dry_run and wait:
+    if asked.dry_run and asked.wait:
         raise UsageError("--dry-run submits nothing that --wait could follow")
-    resolved, text, settings = read_job(job, overrides, site, template)
-    _warn(resolved, site)
-    look_ahead(resolved)
-    if dry_run:
-        _print_dry_run(resolved, settings, as_json)
+    from orchestrator.cli.services.job import read_job
+    from orchestrator.operations.preflight import check_data
+
+    resolved, text, by = read_job(asked.job, asked.overrides, asked.site, asked.template)
+    _warn(resolved, asked.site)
+    for line in check_data(resolved, by.clock):
+        note(f"not checked: {line}")
+    if asked.dry_run:
+        _print_dry_run(resolved, by, as_json=asked.as_json)
         return 0
     from orchestrator.cli.services.follow import follow_to_end, leave_controller
-    from orchestrator.clock import SystemClock
     from orchestrator.operations.submit import submit
 
-    run = submit(resolved, text, registry(), settings, SystemClock(), os.environ)
-    if as_json:
+    run = submit(resolved, text, by)
+    if asked.as_json:
         attended = leave_controller(run)
         out_json({"run_id": run.run_id, "run_dir": run.storage.uri, "attended": attended})
     else:
@@ -81,44 +97,7 @@ def command(
             _announce(run)
         finally:
             leave_controller(run)
-    return follow_to_end(run) if wait else 0
-
-
-def read_job(
-    path: Path, overrides: Sequence[str], site_file: Path | None, template: Path | None = None
-) -> tuple[ResolvedJob, str, SiteSettings]:
-    """The resolved job, the text of its file, and what the controller needs of the site.
-
-    Raises UserError for whatever is wrong in either file.
-    """
-    from orchestrator.config.load import load_job, load_site, resolve_loaded
-
-    site = load_site(site_file)
-    loaded = load_job(path, overrides)
-    for field, what in loaded.spec.without_effect():
-        note(f"{path}: {field} has no effect and can be removed: {what}")
-    resolved = resolve_loaded(loaded, site, environ=os.environ, template=template)
-    return resolved, loaded.text, settings_of(site)
-
-
-def settings_of(site: SiteConfig) -> SiteSettings:
-    """What the controller needs of a site file."""
-    from orchestrator.operations.submit import SiteSettings
-
-    return SiteSettings(
-        max_parallel_runs=site.max_parallel_runs,
-        node_lost_s=site.node_lost_s,
-        group_sharing=site.group_sharing,
-    )
-
-
-def look_ahead(job: ResolvedJob) -> None:
-    """Refuse now what would be refused on the node; what only the node sees is named on stderr."""
-    from orchestrator.clock import SystemClock
-    from orchestrator.operations.preflight import check_data
-
-    for line in check_data(job, SystemClock()):
-        note(f"not checked: {line}")
+    return follow_to_end(run) if asked.wait else 0
 
 
 def _warn(job: ResolvedJob, site_file: Path | None) -> None:
@@ -134,11 +113,10 @@ def _warn(job: ResolvedJob, site_file: Path | None) -> None:
         note_text(finding.text())
 
 
-def _print_dry_run(job: ResolvedJob, settings: SiteSettings, as_json: bool) -> None:
-    from orchestrator.clock import SystemClock
+def _print_dry_run(job: ResolvedJob, by: Submitter, *, as_json: bool) -> None:
     from orchestrator.operations.submit import dry_run
 
-    submission = dry_run(job, registry(), settings, SystemClock().now(), os.environ)
+    submission = dry_run(job, by)
     if as_json:
         out_json({"run_id": submission.spec.run_id, "text": submission.text})
     else:

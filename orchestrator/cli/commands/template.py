@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import json_option, note, note_text, out, out_data, out_json, out_text
+from orchestrator.cli.common import (
+    json_option,
+    note,
+    note_text,
+    out,
+    out_data,
+    out_json,
+    out_text,
+    site_option,
+)
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +36,6 @@ Examples:
   qvl-orchestrate template check
   qvl-orchestrate template diff
 """
-_site = click.option(
-    "--site", type=click.Path(path_type=Path), help="Site file instead of the usual."
-)
 _template = click.option(
     "--template", type=click.Path(path_type=Path), help="This file instead of the one in force."
 )
@@ -50,7 +56,7 @@ Examples:
   qvl-orchestrate template show --rendered
   qvl-orchestrate template show --values""",
 )
-@_site
+@site_option
 @_template
 @click.option("--ours", is_flag=True, help="The one that ships, whatever the site has.")
 @click.option("--rendered", is_flag=True, help="As a job of 1 node with 8 GPUs would get it.")
@@ -90,7 +96,7 @@ Examples:
   qvl-orchestrate template diff
   qvl-orchestrate template diff --source --template ./train.sbatch.j2""",
 )
-@_site
+@site_option
 @_template
 @click.option("--source", is_flag=True, help="Compare the files, not what comes out of them.")
 @json_option
@@ -122,7 +128,7 @@ Examples:
   qvl-orchestrate template check --template ./train.sbatch.j2 --json
   qvl-orchestrate template check --run""",
 )
-@_site
+@site_option
 @_template
 @click.option(
     "--run",
@@ -161,7 +167,7 @@ Examples:
   qvl-orchestrate template init --site ./site.yaml
   qvl-orchestrate template init --output ./train.sbatch.j2""",
 )
-@_site
+@site_option
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write it.")
 @json_option
 def init(*, site: Path | None, output: Path | None, as_json: bool) -> int:

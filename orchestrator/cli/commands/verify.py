@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import get_run, json_option, out, out_json
+from orchestrator.cli.common import asked_as, get_run, json_option, out, out_json, site_option
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,19 @@ Examples:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which run, and what of it is computed again."""
+
+    run: str
+    replay: bool
+    ref: str | None
+    steps: int | None
+    site: Path | None
+    keep: bool
+    as_json: bool
+
+
 @click.command("verify", help=_HELP, epilog=_EXAMPLES)
 @click.argument("run")
 @click.option("--replay", is_flag=True, help="Compute some steps once more and compare.")
@@ -47,37 +61,37 @@ Examples:
               "[default: the newest with steps after it]")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1, 100_000), help="How many it computes at most.  "
               f"[default: {STEPS}]")  # fmt: skip
-@click.option("--site", type=click.Path(path_type=Path), help="Site file instead of the usual.")
+@site_option
 @click.option("--keep", is_flag=True, help="Keep the copy in any case.")
 @json_option
-def command(
-    *,
-    run: str,
-    replay: bool,
-    ref: str | None,
-    steps: int | None,
-    site: Path | None,
-    keep: bool,
-    as_json: bool,
-) -> int:
+@asked_as(Asked)
+def command(asked: Asked) -> int:
     """Prove a run's continuity (see `_HELP`)."""
     from orchestrator.cli.services.proofs import gather, prove
 
-    if not replay and (ref is not None or steps is not None or site is not None or keep):
+    given = (asked.ref, asked.steps, asked.site)
+    if not asked.replay and (given != (None, None, None) or asked.keep):
         raise UsageError("--from, --steps, --site and --keep are for --replay")
-    chosen = get_run(run)
+    chosen = get_run(asked.run)
     record = gather(chosen)
     proof = prove(chosen.run_id, record)
-    if not as_json:
+    if not asked.as_json:
         _print(proof)
     again = None
-    if replay:
+    if asked.replay:
         from orchestrator.cli.services.replay import compute_again
 
-        again = compute_again(chosen, record, ref=ref, steps=steps or STEPS, site=site, keep=keep)
-        if not as_json:
+        again = compute_again(
+            chosen,
+            record,
+            ref=asked.ref,
+            steps=asked.steps or STEPS,
+            site=asked.site,
+            keep=asked.keep,
+        )
+        if not asked.as_json:
             _print_replay(again)
-    if as_json:
+    if asked.as_json:
         out_json(_answer(proof, again))
     return 0 if proof.holds and (again is None or again.holds) else REFUTED
 

@@ -85,7 +85,17 @@ def gather(run: Run) -> Record:
     manifests = {n: _manifest(storage, log, starts[n]) for n in starts}
     world = run.job().resources.world_size
     found = [
-        _evidence(storage, n, starts, events, log, manifests[n], world) for n in sorted(starts)
+        proof.Evidence(
+            attempt=n,
+            kind=point.kind,
+            step=point.step,
+            manifest=manifests[n],
+            resumed=next((e["data"] for e in events[n] if e["kind"] == "resumed"), None),
+            expected=_expected(n, starts, events, log),
+            skipped=_skipped(events[n]),
+            rows={rank: _rows(storage, n, rank) for rank in range(world)},
+        )
+        for n, point in sorted(starts.items())
     ]
     return Record(
         evidence=tuple(found),
@@ -114,38 +124,28 @@ def prove(run_id: str, record: Record) -> Proof:
     )
 
 
-def _evidence(
-    storage: Storage,
-    number: int,
-    starts: Mapping[int, StartPoint],
-    events: Events,
-    log: tuple[LogRecord, ...],
-    manifest: CheckpointManifest | None,
-    world: int,
-) -> proof.Evidence:
+def _skipped(events: list[dict[str, Any]]) -> str:
+    """Why an attempt compared nothing with those before it; empty if it did."""
+    return next(
+        (str(e["data"]["not_compared"]) for e in events if e["data"].get("not_compared")), ""
+    )
+
+
+def _expected(
+    number: int, starts: Mapping[int, StartPoint], events: Events, log: tuple[LogRecord, ...]
+) -> tuple[Interrupted, ...]:
+    """What the newest attempt that trained from the same state had computed of the same step."""
     point = starts[number]
-    own = events[number]
-    expected: tuple[Interrupted, ...] = ()
-    skipped = next(
-        (str(e["data"]["not_compared"]) for e in own if e["data"].get("not_compared")), ""
-    )
+    if _skipped(events[number]):
+        return ()
     for before in range(number - 1, 0, -1):
-        if skipped or not same_state(before, starts.get(before), point, log):
-            continue
-        told = [read_interrupted(e["data"]) for e in events[before] if e["kind"] == "interrupted"]
-        expected = tuple(r for r in told if r is not None and r.step == point.step)
-        if expected:
-            break
-    return proof.Evidence(
-        attempt=number,
-        kind=point.kind,
-        step=point.step,
-        manifest=manifest,
-        resumed=next((e["data"] for e in own if e["kind"] == "resumed"), None),
-        expected=expected,
-        skipped=skipped,
-        rows={rank: _rows(storage, number, rank) for rank in range(world)},
-    )
+        if same_state(before, starts.get(before), point, log):
+            told = [
+                read_interrupted(e["data"]) for e in events[before] if e["kind"] == "interrupted"
+            ]
+            if found := tuple(r for r in told if r is not None and r.step == point.step):
+                return found
+    return ()
 
 
 def _rows(storage: Storage, attempt: int, rank: int) -> dict[int, StepMetrics]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.commands.submit import settings_of
 from orchestrator.cli.common import note
 from orchestrator.cli.services.follow import leave_controller, watch
+from orchestrator.cli.services.job import submitter
 from orchestrator.cli.services.proofs import Record, gather, kept_manifest
-from orchestrator.clock import SystemClock
 from orchestrator.config.load import load_site
 from orchestrator.contract import layout
 from orchestrator.contract.spec import StartFrom
@@ -115,10 +113,7 @@ def _submit(run: Run, source: LogRecord | None, site: Path | None) -> Run:
     copy = submit(
         _copied(run.job(newest.spec.resolved)),
         run.storage.get(layout.JOB).decode(),
-        run.registry,
-        settings_of(load_site(site)),
-        SystemClock(),
-        os.environ,
+        submitter(load_site(site)),
         start=_start(run, source),
         allow_change=newest.spec.allow_change,
     )

@@ -16,7 +16,7 @@ from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.operations.actions import cancel
 from orchestrator.operations.submit import start_submission
 from orchestrator.run_directory import attempts
-from tests.harness.runs import Bench, Driven, kill, paused, wait_gone
+from tests.harness.runs import Bench, Driven, kill, paused, prepared, wait_gone
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -33,7 +33,7 @@ def start_again(run: Driven) -> None:
     """A next submission although the first attempt still lives (its node seems lost)."""
     newest = attempts.read_submissions(run.storage)[-1]
     spec = replace(newest.spec, submission=newest.number + 1)
-    start_submission(run.run, spec, newest.start, reason="requeue")
+    start_submission(run.run, prepared(run.run, spec), newest.start, reason="requeue")
 
 
 def test_an_older_attempt_paused_before_its_commit_cannot_commit(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from orchestrator.operations.actions import resume
 from orchestrator.operations.submit import start_submission
 from orchestrator.run_directory import attempts
 from orchestrator.storage.protocol import NotFound
-from tests.harness.runs import Bench, Driven, kill, paused, wait_gone
+from tests.harness.runs import Bench, Driven, kill, paused, prepared, wait_gone
 
 pytestmark = pytest.mark.s3
 
@@ -83,7 +83,7 @@ def test_an_older_attempt_paused_in_its_save_cannot_commit(bench: Bench, calm: O
     with paused(older):
         newest = attempts.read_submissions(run.storage)[-1]
         spec = replace(newest.spec, submission=newest.number + 1)
-        start_submission(run.run, spec, newest.start, reason="requeue")
+        start_submission(run.run, prepared(run.run, spec), newest.start, reason="requeue")
         end = run.drive()
         assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 2)
         before = run.records()
@@ -129,7 +129,7 @@ def test_weights_and_older_checkpoints_can_be_asked_for(bench: Bench) -> None:
     start = StartFrom(kind="checkpoint", ref=place, after_seq=other.records()[-1].seq)
     spec = replace(attempts.read_submissions(other.storage)[-1].spec, submission=2)
     other.run.storage.delete("tombstone")
-    start_submission(other.run, spec, start, reason="resume")
+    start_submission(other.run, prepared(other.run, spec), start, reason="resume")
     assert other.drive().state == "SUCCEEDED"
     (resuming,) = other.events("resuming")
     assert (resuming["data"]["directory"], resuming["data"]["step"]) == (place, newest.step)

@@ -123,7 +123,7 @@ class Built:
         self.registry = bench.registry
         self.storage: Storage = open_storage(uri)
         self.storage.put(layout.RESOLVED, pretty(to_json(job)))
-        spec = make_spec(job, run_id, uri, bench.registry, SiteSettings())
+        spec = make_spec(job, run_id, uri, bench.registry.state_dir, SiteSettings())
         attempts.create_submission(
             self.storage,
             SubmissionRecord(

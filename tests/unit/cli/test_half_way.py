@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,8 +95,8 @@ def test_a_job_that_was_handed_over_all_the_same_ends_by_itself(
     """Its submitter got no answer and took everything back."""
     real = reconcile.hand_over
 
-    def lost(run: object, record: object) -> str:
-        real(run, record)  # type: ignore[arg-type]
+    def lost(*submission: Any) -> str:
+        real(*submission)
         raise Unreachable("the answer was lost")
 
     monkeypatch.setattr(submit, "hand_over", lost)

@@ -23,6 +23,7 @@ from orchestrator.domain.decide import Requeue
 from orchestrator.operations import site_templates as templates
 from orchestrator.operations.submit import start_submission, with_template
 from orchestrator.run_directory import attempts
+from tests.harness.runs import prepared
 from tests.unit.cli.shells import Built, Desk, Shell
 
 MARK = "{# qvl-template api=1 #}\n"
@@ -189,7 +190,7 @@ def test_a_requeue_is_made_from_the_frozen_template(
     opened.storage.put(layout.RESOLVED, pretty(to_json(with_template(plain))))
     newest = attempts.read_submissions(opened.storage)[-1]
     spec = replace(newest.spec, submission=2, backend="slurm")
-    record = start_submission(opened, spec, StartFrom(), reason="resume")
+    record = start_submission(opened, prepared(opened, spec), StartFrom(), reason="resume")
     assert record.template == f"user:{path}"
 
     path.write_text(EXTENDS + "{% block setup %}\necho second\n{% endblock %}\n")

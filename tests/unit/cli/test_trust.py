@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.commands.submit import settings_of
+from orchestrator.cli.services.job import submitter
 from orchestrator.clock import SystemClock, iso
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.reading.site import parse_site
@@ -62,7 +62,9 @@ class Stranger:
         storage = open_storage(str(self.folder))
         storage.put(layout.RESOLVED, pretty(to_json(job)))
         storage.put(layout.JOB, b"name: fake\n")
-        spec = make_spec(job, RUN, str(self.folder), bench.registry, settings_of(SiteConfig()))
+        spec = make_spec(
+            job, RUN, str(self.folder), bench.registry.state_dir, submitter(SiteConfig()).site
+        )
         record = SubmissionRecord(
             number=1, key=f"{RUN}-1", token="t", spec=replace(spec, env={"EVIL": "1"}),
             start=StartFrom(), time=iso(SystemClock().now()),
