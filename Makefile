@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-rates test-families soak soak-debian13 check lint types layers format arguments wheel bench gpu-check clean
+.PHONY: help setup demo test test-all test-fast test-local test-faults soak-faults soak-properties test-s3 test-slurm soak-slurm soak-slurm-24 test-k8s soak-k8s test-training test-debian12 test-rates test-families soak soak-debian13 check lint types layers format arguments wheel bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -83,12 +83,15 @@ test-families: setup $(VENV)/torchvision ## every family, data checks, a learned
 $(VENV)/torchvision: $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --target $@ torchvision==0.28.0
 
-soak: setup soak-faults ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
+soak: setup soak-faults soak-properties ## real training, disturbed at random; SEEDS="1 2 3" (last result: docs/reliability.md)
 	@QVL_SOAK_SEEDS="$(SEEDS)" $(PYTEST) tests -m "soak and not slurm and not k8s" --timeout 3600 --durations=0
 
 soak-faults: setup ## every system call, every crash state, 10,000 flips of a real training's files
 	@$(STRACE) || true
 	@QVL_FAULTS=all $(PYTEST) tests/faults -n 2 --timeout 7200 --durations=0
+
+soak-properties: setup ## every property with 500 examples (`make test-fast` takes 30)
+	@$(PYTEST) tests/unit tests/contract tests/property -n 2 -m "hypothesis and not s3 and not training" --hypothesis-profile thorough --timeout 3600
 
 soak-slurm: setup ## the long Slurm tests (last result: docs/reliability.md)
 	@$(PYTEST) tests/integration -m "slurm and soak" --timeout 1800 --durations=0

@@ -17,7 +17,8 @@ from tests.harness.weed import Weed, missing
 # Before any test imports it: its assertions then say what differs.
 pytest.register_assert_rewrite("tests.harness.training")
 
-settings.register_profile("here", deadline=None, print_blob=True)
+settings.register_profile("here", deadline=None, print_blob=True, max_examples=30)
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=500)
 settings.load_profile("here")
 
 _numbers = itertools.count()

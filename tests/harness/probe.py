@@ -13,9 +13,11 @@ QVL_PROBE is a JSON list of spots {"at", "step", "rank"} and, where they matter,
   signal    (default) send `signal` to `to`: this rank (default), its `agent`, or the whole
             process `group` of the agent; then wait until the notice has arrived here
   pause     wait for a notice from outside
+  hold      wait until the file `until` exists
   sleep     do nothing for `seconds`
   hang      for ever, in the way `how` of tests.harness.hanging
   memory    use up the address space and ask torch for more
+`mark`, if given, is a file that is made when the rank has come there.
 QVL_PROBE_OUT is a folder for what tests.harness.restored records there.
 """
 
@@ -33,6 +35,7 @@ from typing import Any
 from orchestrator.contract import env
 from orchestrator.contract.spec import Assignment
 from tests.harness import hanging
+from tests.harness.waiting import until
 from trainer.loop.work import TrainingWork
 from trainer.process.outcome import Ending
 from trainer.process.rank import Rank, run
@@ -64,12 +67,17 @@ class Prober:
 
     def _act(self, spot: Spot) -> None:
         do = spot.get("do", "signal")
+        if "mark" in spot:
+            Path(spot["mark"]).touch()
         if do == "memory":
             exhaust_memory()
         if do == "hang":
             hanging.WAYS[spot["how"]]()
         if do == "sleep":
             time.sleep(spot["seconds"])
+            return
+        if do == "hold":
+            until(Path(spot["until"]).exists, PATIENCE_S)
             return
         if do == "signal":
             send(getattr(signal, spot["signal"]), spot.get("to", "rank"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.reserve import try_writing
 from tests.harness.runs import Bench, Driven, kill, saved_all, wait_gone
 from tests.harness.smalldisk import MB, Filler, SmallDisk, small_disk
+from tests.harness.waiting import until
 
 NO_SPACE = "No space left on device"
 
@@ -69,11 +70,9 @@ def shown(run: Driven) -> dict[str, Any]:
     return status_rows.public_row(refresh(run.run.registry, clock, entry).row, clock.now())
 
 
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "did not come"
-        time.sleep(0.05)
+def until_reserved(run: Driven) -> None:
+    """The run's reserve is whole: without it no event is stored once the disk is full."""
+    until(lambda: len(list((run.directory / layout.RESERVE).glob("*"))) == 33)
 
 
 def loose(run: Driven) -> dict[str, int]:
@@ -121,16 +120,16 @@ def test_a_storage_that_is_full_for_a_while_costs_those_saves_and_nothing_else(
     root = disk(64 * MB, 1000)
     run = bench.submit(job(bench, root, steps=200), step_s=0.04, ballast=MB)
     run.drive(lambda s: saved(run, 1, 20))
-    until(lambda: len(list((run.directory / layout.RESERVE).glob("*"))) == 33)
+    until_reserved(run)
     filler = Filler(root, inodes=inodes)
     run.drive(lambda s: shown(run)["save_fault"] is not None)
     at = shown(run)
     assert NO_SPACE in at["save_fault"]["message"]
-    until(lambda: shown(run)["step"] > at["step"] + 5, 15.0)
+    until(lambda: shown(run)["step"] > at["step"] + 5)
     filler.free()
     before = run.commits()[-1][1]
     run.drive(lambda s: saved(run, 1, before + 1))
-    until(lambda: shown(run)["save_fault"] is None, 10.0)
+    until(lambda: shown(run)["save_fault"] is None)
     assert run.drive().state == "SUCCEEDED"
     assert {a for a, _, _ in run.commits()} == {1}
     assert loose(run) == {}
@@ -183,8 +182,9 @@ def test_the_last_step_waits_for_room(bench: Bench, disk: SmallDisk) -> None:
     root = disk(64 * MB)
     run = bench.submit(job(bench, root, steps=30, max_unsaved_s=60.0), step_s=0.2, ballast=MB)
     run.drive(lambda s: saved(run, 1, 20))
+    until_reserved(run)
     filler = Filler(root)
-    until(lambda: any(e["data"]["step"] == 30 for e in run.events("save_failed")), 20.0)
+    until(lambda: any(e["data"]["step"] == 30 for e in run.events("save_failed")))
     filler.free()
     row = run.drive().row
     assert (row["state"], row["attempt"]) == ("SUCCEEDED", 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from orchestrator.contract.jsonio import pretty, to_json
 from orchestrator.operations.actions import cancel
 from orchestrator.operations.submit import start_submission
 from orchestrator.run_directory import attempts
+from tests.harness import gates
+from tests.harness.gates import Gate
 from tests.harness.runs import Bench, Driven, kill, paused, prepared, wait_gone
 
 
@@ -37,12 +38,14 @@ def start_again(run: Driven) -> None:
 
 
 def test_an_older_attempt_paused_before_its_commit_cannot_commit(bench: Bench) -> None:
-    run = bench.submit(step_s=0.05, save_s=0.5)
+    writing = Gate(bench.folder, "save", 3)
+    run = gates.submit(bench, Gate(bench.folder, "micro", 3, do="pause"), writing)
     run.until_step(3, attempt=1)
     run.notify("SIGTERM")
-    time.sleep(0.2)
+    writing.reached(run)
     older = run.tree()
     with paused(older):
+        writing.open()
         start_again(run)
         end = run.drive()
         assert (end.state, end.row["attempt"]) == ("SUCCEEDED", 2)
@@ -177,7 +180,6 @@ def test_cancelled_during_a_notice(bench: Bench) -> None:
     run = bench.submit(step_s=0.05, save_s=0.5)
     run.until_step(3)
     run.notify("SIGUSR1", 1)
-    time.sleep(0.1)
     cancel(run.run)
     assert run.drive().state == "CANCELLED"
     assert len(attempts.read_submissions(run.storage)) == 1

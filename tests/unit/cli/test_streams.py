@@ -52,16 +52,24 @@ def test_no_command_is_left_out() -> None:
     assert named == set(entry.COMMANDS)
 
 
-@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("how", ["full", "left", "closed", "closed stderr", "closed stdin"])
-def test_no_stream_ends_a_command_with_a_traceback(run: Built, how: str, buffered: bool) -> None:
-    """Each in an interpreter of its own, whose way out counts too; warnings are errors there."""
+CASES = [(how, b) for how in ("full", "left", "closed", "closed stderr", "closed stdin")
+         for b in (True, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: str(CASES[n]))
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_no_stream_ends_a_command_with_a_traceback(run: Built, number: int, every: bool) -> None:
+    """Each in an interpreter of its own, whose way out counts too; warnings are errors there.
+
+    The first case meets every command, the others one command in ten, each other ones.
+    """
+    how, buffered = CASES[number]
     run.held()
     run.claim(1)
     run.print(1, 0, (1.0, "a line"))
     run.metrics(1, range(1, 4))
     run.checkpoint(1, 5)
-    chosen = COMMANDS if buffered and how == "full" else COMMANDS[::3]
+    chosen = COMMANDS if every or number == 0 else ["--help", *COMMANDS[number :: len(CASES)]]
     commands = [line.replace("RUN", RUN).split() for line in chosen]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps([how, commands])],
