@@ -107,6 +107,7 @@ check: lint types layers wheel test ## what CI runs first (see .ci/run)
 lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/vulture
 
 types: setup
 	@$(BIN)/mypy

@@ -40,7 +40,7 @@ class Claimed:
 class Claimer:
     """Carries out the start rule for one agent."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         storage: Storage,
         log: RunLog,

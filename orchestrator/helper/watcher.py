@@ -39,7 +39,7 @@ class PeerEnded:
 class Watcher:
     """Polls stop requests, the tombstone and the peers' heartbeats; call `poll` often."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         storage: Storage,
         clock: Clock,

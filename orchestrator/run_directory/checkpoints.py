@@ -228,7 +228,7 @@ def _keeping(
         yield chunk
 
 
-def commit(
+def commit(  # noqa: PLR0913
     log: RunLog,
     attempt: int,
     manifest: CheckpointManifest,

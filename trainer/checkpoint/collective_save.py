@@ -58,7 +58,7 @@ class Ended:
 class CollectiveSaver:
     """One save at a time. Every method is called by all ranks at the same place."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         group: Group,
         source: Source,

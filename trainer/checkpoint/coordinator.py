@@ -62,7 +62,7 @@ class CheckpointCoordinator:
     saver: module of the saver process
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         rank: Rank,
         group: Group,

@@ -147,7 +147,7 @@ class Data:
             storage.put(layout.MODULES, pretty(loaded.listing()))
 
 
-def _parts(
+def _parts(  # noqa: PLR0913
     rank: Rank,
     assignment: Assignment,
     group: Group,

@@ -18,7 +18,6 @@ from orchestrator.config.models.library import QLORA
 from orchestrator.config.models.site import SiteConfig
 from orchestrator.config.resolving import deepspeed
 from orchestrator.config.resolving.slurm import SlurmJob, resolve_slurm, slurm_faults
-from orchestrator.contract import jsonio
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import (
     CheckpointSpec,
@@ -44,7 +43,7 @@ _FILLED: Mapping[str, tuple[str, ...]] = {
 """Arguments whose library default is written out, because the result depends on them."""
 
 
-def resolve(
+def resolve(  # noqa: PLR0913
     job: JobSpec,
     *,
     base_dir: Path,
@@ -149,11 +148,6 @@ def deepspeed_faults(job: JobSpec, config: Any) -> tuple[Fault, ...]:
         quantized=bool(_quantization(job)),
         stage=job.deepspeed.stage,
     )
-
-
-def config_digest(resolved: ResolvedJob) -> str:
-    """SHA-256 (hex) of the whole resolved job: equal jobs give equal digests."""
-    return jsonio.digest(jsonio.to_json(resolved))
 
 
 def absolute(path: str, base_dir: Path) -> str:

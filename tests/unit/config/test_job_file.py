@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_job
-from orchestrator.config.resolving.job import config_digest
 from orchestrator.config.values.duration import parse_duration
+from orchestrator.contract import jsonio
 from orchestrator.contract.jsonio import canonical, from_json, loads, to_json
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.errors import JobFileError
 from tests.unit.config.conftest import JOB, Folder
+
+
+def config_digest(job: ResolvedJob) -> str:
+    """Equal jobs give equal digests."""
+    return jsonio.digest(jsonio.to_json(job))
 
 
 def test_the_documented_job_works_as_it_stands(folder: Folder) -> None:
