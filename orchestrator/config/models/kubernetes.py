@@ -34,6 +34,8 @@ Resource = Annotated[Text, *_matching(_QUALIFIED, "name of a resource")]
 AbsolutePath = Annotated[Text, *_matching(r"/.*", "absolute path")]
 SubPath = Annotated[Text, *_matching(r"(?!/)((?!\.\.).)*", "sub_path")]
 Gigabytes = Annotated[float, Field(gt=0, lt=1e6)]
+TaintText = Annotated[str, Field(max_length=4096)]
+"""Empty, it is as good as left out."""
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -84,11 +86,11 @@ class Mount(Section):
 class Toleration(Section):
     """A taint that pods put up with, in Kubernetes' own form."""
 
-    key: Text | None = Field(default=None, description="The taint's key; left out: every taint.")
-    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Default: Equal.")
-    value: Annotated[str, Field(max_length=4096)] | None = Field(
-        default=None, description="The taint's value, for Equal."
+    key: TaintText | None = Field(
+        default=None, description="The taint's key; left out: every taint."
     )
+    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Default: Equal.")
+    value: TaintText | None = Field(default=None, description="The taint's value, for Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="The taint's effect; left out: every one."
     )
