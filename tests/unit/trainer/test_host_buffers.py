@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.host_buffers import HostBuffers
+from trainer.checkpoint.state import HostBuffers
 
 
 def state() -> dict[str, Any]:
