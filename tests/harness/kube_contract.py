@@ -18,6 +18,7 @@ from orchestrator.backends.kubernetes.backend import KubernetesBackend
 from orchestrator.contract.resolved import ResolvedJob
 from orchestrator.contract.spec import TrainSpec
 from orchestrator.errors import UserError
+from tests.harness.waiting import until
 
 
 @dataclass
@@ -42,11 +43,12 @@ class World:
 
     def until_all_run(self, identifier: JobRef, count: int) -> None:
         """A pod that is taken away while it is being started ends late on old servers."""
-        end = time.monotonic() + self.patience_s
         self.until(identifier, "running")
-        while sum(p["status"].get("phase") == "Running" for p in self.get("pods")) < count:
-            assert time.monotonic() < end, "not all pods run"
-            time.sleep(0.1)
+        until(
+            lambda: sum(p["status"].get("phase") == "Running" for p in self.get("pods")) >= count,
+            self.patience_s,
+            why=lambda: "not all pods run",
+        )
 
     def until(self, identifier: JobRef, phase: str) -> Observation:
         end = time.monotonic() + self.patience_s
@@ -176,10 +178,11 @@ class KubernetesContract:
         world.backend.end(identifier, "oom", "killed for memory")
         seen = world.until(identifier, "gone")
         assert (seen.ending, seen.detail, seen.lingers) == ("oom", "killed for memory", False)
-        end = time.monotonic() + 10 * world.patience_s
-        while world.get("jobs") or world.get("pods"):
-            assert time.monotonic() < end, "something is left"
-            time.sleep(0.2)
+        until(
+            lambda: not world.get("jobs") and not world.get("pods"),
+            10 * world.patience_s,
+            why=lambda: "something is left",
+        )
 
     def test_a_job_that_nobody_knows(self, world: World) -> None:
         namespace = world.submit().id.partition("/")[0]
@@ -218,10 +221,7 @@ class KubernetesContract:
         found = [f for f in world.backend.discover() if f.run_id == world.spec.run_id]
         assert [f.uri for f in found] == ["/nowhere/run"]
         world.backend.forget_run(world.spec.run_id, identifier.id)
-        end = time.monotonic() + 30
-        while world.get("jobs"):
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        until(lambda: not world.get("jobs"))
         assert world.see(identifier).forgotten or world.see(identifier).phase == "running"
 
     def test_a_job_of_the_same_name_is_another_one(self, world: World) -> None:

@@ -38,9 +38,9 @@ from orchestrator.registry.store import Registry
 from orchestrator.run_directory import attempts
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import read_segments
+from tests.harness.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0
 
 
 @dataclass
@@ -278,12 +278,11 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
 
 def wait_gone(pids: list[int], seconds: float = 10.0) -> None:
     """Until none of them lives; AssertionError otherwise."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not any(start_ticks(p) for p in pids):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"still alive: {[p for p in pids if start_ticks(p)]}")
+
+    def left() -> list[int]:
+        return [p for p in pids if start_ticks(p)]
+
+    until(lambda: not left(), seconds, why=lambda: f"still alive: {left()}")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from tests.harness import runs
 from tests.harness.fake_slurm.cluster import FakeCluster
 from tests.harness.runs import Driven, saved_all
 from tests.harness.slurm_runs import SlurmBench, causes, job_id
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -36,10 +37,7 @@ def finished(run: Driven, calm: tuple[Any, ...], *, attempts_: int, submissions:
 
 
 def until_job(fake: FakeCluster, run: Driven, *states: str) -> None:
-    end = time.monotonic() + 30.0
-    while fake.job(job_id(run))["state"] not in states:
-        assert time.monotonic() < end, fake.job(job_id(run))
-        time.sleep(0.05)
+    until(lambda: fake.job(job_id(run))["state"] in states, why=lambda: fake.job(job_id(run)))
 
 
 @pytest.mark.parametrize("version", ["22.05", "24.05"])
@@ -373,10 +371,7 @@ def test_an_id_that_is_another_job_s_by_now_is_left_alone(
     assert (job["requeue"], job["why"], job["kill_at"]) == (True, "", None), "never cancelled"
     with pytest.raises(UserError, match="knows no job"):
         run.notify()
-    end = time.monotonic() + 30.0
-    while run.look().state != "CANCELLED":  # its own agent has seen the tombstone
-        assert time.monotonic() < end, run.step
-        time.sleep(0.1)
+    run.drive(lambda s: s.state == "CANCELLED")  # its own agent has seen the tombstone
 
 
 def test_a_job_does_not_requeue_the_one_that_has_its_id_by_now(
