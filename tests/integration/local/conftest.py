@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.runs import ROOT, Bench
+from tests.harness.smalldisk import SmallDisk, small_disk
 from tests.unit.cli.shells import JOB
 
 
@@ -30,6 +31,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "train.json").write_text(json.dumps(samples))
     (tmp_path / "job.yaml").write_text(JOB)
     return tmp_path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Makes file systems of a size that the test chooses."""
+    with small_disk(tmp_path / "small") as disk:
+        yield disk
 
 
 def command(folder: Path, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:

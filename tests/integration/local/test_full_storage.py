@@ -27,16 +27,10 @@ from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.posix import PosixStorage
 from orchestrator.storage.reserve import try_writing
 from tests.harness.runs import Bench, Driven, kill, saved_all, wait_gone
-from tests.harness.smalldisk import MB, Filler, SmallDisk, small_disk
+from tests.harness.smalldisk import MB, Filler, SmallDisk
 from tests.harness.waiting import until
 
 NO_SPACE = "No space left on device"
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path / "small") as disk:
-        yield disk
 
 
 @pytest.fixture

@@ -13,13 +13,7 @@ from orchestrator.contract.resolved import CheckpointSpec
 from orchestrator.controller import loop
 from orchestrator.operations.status import snapshot
 from tests.harness.runs import Bench, kill
-from tests.harness.smalldisk import MB, Filler, SmallDisk, small_disk
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path / "small") as disk:
-        yield disk
+from tests.harness.smalldisk import MB, Filler, SmallDisk
 
 
 @pytest.fixture
