@@ -203,7 +203,7 @@ def test_what_cannot_be_undone_wants_one_run(shell: Shell, run: Built, argv: str
     several(run, "HELD", "HELD", "HELD")
     shell(*argv.split(), code=2)
     assert "3 runs are called 'twice': twice-2 (HELD), twice-1 (HELD), twice-0 (HELD)" in shell.err
-    assert "by its id" in shell.err
+    assert "give the id of the run" in shell.err
     assert len(shell.json("status", "twice-0", "twice-1", "twice-2")["runs"]) == 3
     assert Path(run.storage.uri).is_dir()
 
