@@ -86,7 +86,7 @@ def test_no_stream_ends_a_command_with_a_traceback(run: Built, number: int, ever
         },
         check=True,
     )
-    for words in ("Traceback", "Exception ignored", "internal error", "Warning"):
+    for words in ("Traceback", "Exception ignored", "error: internal error", "Warning"):
         assert words not in done.stdout + done.stderr
     codes = dict(zip(chosen, json.loads(done.stderr.splitlines()[-1]), strict=True))
     assert {c for c in codes.values() if c not in (0, 2, 69, 73, 78, 141)} == set(), codes
