@@ -286,6 +286,8 @@ class Session:
                 checkpoint_verified=False,
                 save_seconds=data.get("seconds"),
             )
+        if kind == "verified" and self._summary is not None:
+            self._summary.change(checkpoint_verified=True)
         if self._keeper is not None:
             self._keeper.heard(kind, data)
 
@@ -355,9 +357,8 @@ class Session:
     def _settle(self, message: Message) -> None:
         """Store this node's verdict; the attempt's code goes back to the agent."""
         self._witness.wait()
-        for rest in self._inbox.rest():
-            if rest["t"] != "outcome":
-                self._take(rest)
+        for waiting in self._inbox.rest():
+            self._take(waiting)
         self._store_verdict(message)
         attempt = self._held().claim.attempt
         if self._held().slot.slot == 0:
@@ -376,6 +377,8 @@ class Session:
             patience = float(message.get("seconds") or FINISH_S)
             waits = code == ExitCode.DONE or self._keeper.uploads
             self._keeper.finish(patience if waits else 0.0)
+            for waiting in self._inbox.rest():  # the last checkpoint, verified meanwhile
+                self._take(waiting)
         self._close()
 
     def _store_verdict(self, fields: Mapping[str, Any]) -> None:
@@ -432,10 +435,8 @@ class Session:
             self._event("warning", {"message": words})
 
     def _from_keeper(self, kind: str, data: dict[str, Any]) -> None:
-        """Called by the keeper's thread: goes through the inbox like any other news."""
+        """Called by the keeper's thread: a change of the summary from here would undo another."""
         self._inbox.put({"t": "event", "kind": kind, "data": data})
-        if kind == "verified" and self._summary is not None:
-            self._summary.change(checkpoint_verified=True)
 
     def _from_witness(self, cause: Cause) -> None:
         """Called by the witness's thread."""

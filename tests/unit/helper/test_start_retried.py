@@ -38,10 +38,13 @@ class Starting:
         self.storage = Faulty(built.storage)
         self._spec = attempts.read_submissions(built.storage)[0].spec
 
-    def begin(self, *, rejoin: bool = False) -> tuple[socket.socket, threading.Thread]:
+    def session(self) -> tuple[session.Session, socket.socket]:
         ours, theirs = socket.socketpair()
         ours.settimeout(20)
-        helper = session.Session(self.storage, self.clock, self._spec, ME, "token", theirs)
+        return session.Session(self.storage, self.clock, self._spec, ME, "token", theirs), ours
+
+    def begin(self, *, rejoin: bool = False) -> tuple[socket.socket, threading.Thread]:
+        helper, ours = self.session()
         thread = threading.Thread(target=helper.run, kwargs={"rejoin": rejoin}, daemon=True)
         thread.start()
         return ours, thread
