@@ -33,7 +33,7 @@ class ProbedFake(fake.FakeWork):
         before(training, "_one_step", lambda t: prober.hit("fetch", t._step))
         before(training, "_misfortune", at_micro)
         before(training, "_boundary", lambda t: prober.hit("boundary", t._step))
-        before(training, "_capture", lambda t, *_: prober.hit("save", t._step))
+        before(training, "capture", lambda t, *_: prober.hit("save", t._step))
         before(training, "_evaluate_batch", lambda t: prober.hit("eval", t._step))
         return super().train(rank, assignment)
 
