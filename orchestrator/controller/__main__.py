@@ -13,7 +13,7 @@ import sys
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.contract.records import LeaseRecord
 from orchestrator.controller import trust
-from orchestrator.controller.backoff import FAULTS, Trouble, as_error, tell
+from orchestrator.controller.backoff import FAULTS, Backoff, as_error, tell
 from orchestrator.controller.lease import FLEET_TTL_S, TTL_S, Lease, newest
 from orchestrator.controller.loop import follow
 from orchestrator.controller.run import Run, open_entry, open_run
@@ -32,13 +32,13 @@ def main(wanted: str, *, stay: bool) -> int:
     """Look after the run until it is settled, or until another controller does."""
     clock = SystemClock()
     registry = Registry(default_state_dir())
-    trouble = Trouble(clock)
+    backoff = Backoff(clock)
     try:
-        run = _open(registry, wanted, clock, trouble, stay=stay)
+        run = _open(registry, wanted, clock, backoff, stay=stay)
         trust.require(run)
         lease = Lease(run.storage, clock, FLEET_TTL_S if stay else TTL_S)
         other = Other(clock)
-        while follow(run, clock, lease, trouble) is None:
+        while follow(run, clock, lease, backoff) is None:
             if not stay and other.stays(_holder(run)):
                 return 0
             clock.sleep(WAITING_S if stay or other.for_long else 0.2)
@@ -51,7 +51,7 @@ def main(wanted: str, *, stay: bool) -> int:
     return 0
 
 
-def _open(registry: Registry, wanted: str, clock: Clock, trouble: Trouble, *, stay: bool) -> Run:
+def _open(registry: Registry, wanted: str, clock: Clock, backoff: Backoff, *, stay: bool) -> Run:
     """The run, once its storage can be reached. Raises what waiting does not mend."""
     while True:
         try:
@@ -61,7 +61,7 @@ def _open(registry: Registry, wanted: str, clock: Clock, trouble: Trouble, *, st
         except FAULTS as fault:
             if stay and isinstance(fault, UserError):
                 raise
-            clock.sleep(trouble.met(fault))
+            clock.sleep(backoff.met(fault))
 
 
 def _entered(registry: Registry, directory: str, clock: Clock) -> Run:

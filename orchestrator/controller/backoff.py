@@ -19,7 +19,7 @@ FIRST_S, LONGEST_S = 1.0, 30.0
 """Between two tries: doubled from the first, so that a fault of seconds costs seconds."""
 
 
-class Trouble:
+class Backoff:
     """What stands in the way of the passes over one run."""
 
     def __init__(self, clock: Clock, say: Callable[[str], None] | None = None) -> None:

@@ -14,7 +14,7 @@ from orchestrator.backends.base import JobRef, RemembersRuns, Wakes, load_backen
 from orchestrator.clock import Clock
 from orchestrator.contract.env import STATE_DIR
 from orchestrator.controller import status_rows, trust
-from orchestrator.controller.backoff import FAULTS, Trouble, as_error, file_system, is_gone
+from orchestrator.controller.backoff import FAULTS, Backoff, as_error, file_system, is_gone
 from orchestrator.controller.lease import FLEET_TTL_S, Lease, is_live, newest
 from orchestrator.controller.reconcile import Step, reconcile, still_running
 from orchestrator.controller.run import Run, open_entry
@@ -35,7 +35,7 @@ _detached: list[subprocess.Popen[bytes]] = []
 """Controllers that this process started: known until they are reaped."""
 
 
-def follow(run: Run, clock: Clock, lease: Lease, trouble: Trouble) -> Step | None:
+def follow(run: Run, clock: Clock, lease: Lease, backoff: Backoff) -> Step | None:
     """Look after one run until it is settled, through whatever fails meanwhile; None if another
     controller holds it. The lease is the caller's to keep, and given back here.
 
@@ -51,7 +51,7 @@ def follow(run: Run, clock: Clock, lease: Lease, trouble: Trouble) -> Step | Non
                     return None
                 home = file_system(run)
                 step = reconcile(run)
-                trouble.over()
+                backoff.over()
                 if step.settled:
                     return step
                 _pause(run, step, clock)
@@ -63,7 +63,7 @@ def follow(run: Run, clock: Clock, lease: Lease, trouble: Trouble) -> Step | Non
                 if isinstance(fault, CheckpointError):
                     # Damage waits for a person, whom a lease would keep from mending it.
                     lease.release()
-                clock.sleep(trouble.met(fault))
+                clock.sleep(backoff.met(fault))
     finally:
         lease.release()
 
@@ -141,7 +141,7 @@ class Rounds:
         self._runs: dict[str, Run] = {}
         """Each keeps what it has read of its log."""
         self._leases: dict[str, Lease] = {}
-        self._troubles: dict[str, Trouble] = {}
+        self._backoffs: dict[str, Backoff] = {}
         self._waker: Wakes | None = None
 
     def once(self, report: Callable[[str, Step | QvlError], None]) -> None:
@@ -152,16 +152,16 @@ class Rounds:
             if entry.final:
                 self._runs.pop(entry.run_id, None)
                 self._leases.pop(entry.run_id, None)
-                self._troubles.pop(entry.run_id, None)
+                self._backoffs.pop(entry.run_id, None)
                 continue
-            trouble = self._troubles.setdefault(entry.run_id, Trouble(self._clock, _report_tells))
-            if not trouble.due:
+            backoff = self._backoffs.setdefault(entry.run_id, Backoff(self._clock, _report_tells))
+            if not backoff.due:
                 continue
             try:
                 self._attend(self._run(entry), report)
-                trouble.over()
+                backoff.over()
             except FAULTS as fault:
-                trouble.met(fault)
+                backoff.met(fault)
                 report(entry.run_id, as_error(fault))
 
     def discover(self, report: Callable[[str, Step | QvlError], None]) -> None:

@@ -24,7 +24,7 @@ from orchestrator.errors import (
     UserError,
 )
 from orchestrator.helper import inputs
-from orchestrator.helper.retention import Keeper
+from orchestrator.helper.retention import Retention
 from orchestrator.run_directory import attempts, evidence
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.storage.protocol import NotFound, Storage
@@ -101,11 +101,11 @@ def write_verdict(
         attempts.write_verdict(storage, record)
 
 
-def sweep(storage: Storage, keeper: Keeper, attempt: int, nodes: int) -> None:
+def sweep(storage: Storage, retention: Retention, attempt: int, nodes: int) -> None:
     """Free what failed saves have left, once no rank of any node can commit it any more."""
     with suppress(StorageError, CheckpointError):
         if nodes == 1 or attempts.has_ended(storage, attempt):
-            keeper.sweep_ended()
+            retention.sweep_ended()
 
 
 def notice(storage: Storage, signal: str | None) -> str | None:

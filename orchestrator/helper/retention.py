@@ -26,7 +26,7 @@ STALE_S = 86_400.0
 Report = Callable[[str, dict[str, Any]], None]
 
 
-class Keeper:
+class Retention:
     """One background thread of slot 0's helper; its only state is what it has verified."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Keeper:
         self._verified: set[int] = set()
         self._uploaded: set[int] = set()
         self._wanted: queue.Queue[str] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
 
     def start(self, resumed_from: int | None) -> None:
         """Begin; the commit resumed from has been verified already."""
@@ -91,7 +91,7 @@ class Keeper:
 
     @property
     def uploads(self) -> bool:
-        """Commits reach the durable storage only through this keeper."""
+        """Commits reach the durable storage only through here."""
         return self._tier is not None and self._tier.commits
 
     def finish(self, seconds: float) -> None:

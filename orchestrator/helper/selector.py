@@ -25,7 +25,7 @@ Report = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Chooser:
+class Selector:
     """Everything a choice needs; `report` gets the events."""
 
     storage: Storage

@@ -26,9 +26,9 @@ from orchestrator.helper.expected_losses import Lookup
 from orchestrator.helper.gather import NoticeMet
 from orchestrator.helper.inbox import Inbox
 from orchestrator.helper.journal import Journal, SummaryWriter
-from orchestrator.helper.retention import Keeper
+from orchestrator.helper.retention import Retention
 from orchestrator.helper.retry import START_S, patiently
-from orchestrator.helper.selector import Chooser
+from orchestrator.helper.selector import Selector
 from orchestrator.helper.startup import AT_WORK, LAST, Startup
 from orchestrator.helper.watcher import PeerEnded, Watcher
 from orchestrator.run_directory import attempts
@@ -67,7 +67,7 @@ class Session:
         self._journal: Journal | None = None
         self._summary: SummaryWriter | None = None
         self._watcher: Watcher | None = None
-        self._keeper: Keeper | None = None
+        self._retention: Retention | None = None
         self._copies: NodeCopies | None = None
         self._cause = ""
         self._before: RunSummary | None = None
@@ -149,11 +149,11 @@ class Session:
             )
             self._summary = SummaryWriter(self._storage, self._clock, first, spec.report_s)
             self._summary.write(force=True)
-            self._keeper = Keeper(
+            self._retention = Retention(
                 self._storage,
                 attempt,
                 job.checkpoint.keep_last,
-                self._from_keeper,
+                self._from_retention,
                 local_tier(job.checkpoint, spec.run_id),
                 job.checkpoint.keep_best,
             )
@@ -200,7 +200,7 @@ class Session:
             seconds = self._spec.node_lost_s * 5
             number = claimed.claim.attempt
             return inputs.start_point(self._storage, self._clock, number, seconds)
-        chooser = Chooser(
+        selector = Selector(
             self._storage,
             self._log,
             claimed.claim.attempt,
@@ -211,7 +211,7 @@ class Session:
             self._own_copies(),
             local_tier(job.checkpoint, self._spec.run_id),
         )
-        point = chooser.choose(inputs.submission(self._storage, self._spec.submission).start)
+        point = selector.choose(inputs.submission(self._storage, self._spec.submission).start)
         attempts.write_start(self._storage, claimed.claim.attempt, point)
         if self._summary is not None:
             lost, exact = history.lost_steps(
@@ -223,8 +223,8 @@ class Session:
                 lost_exact=self._summary.now.lost_exact and exact,
                 checkpoint_verified=point.kind == "checkpoint",
             )
-        if self._keeper is not None:
-            self._keeper.start(point.commit_seq)
+        if self._retention is not None:
+            self._retention.start(point.commit_seq)
         return point
 
     def _refuse(self, fault: QvlError) -> int:
@@ -288,8 +288,8 @@ class Session:
             )
         if kind == "verified" and self._summary is not None:
             self._summary.change(checkpoint_verified=True)
-        if self._keeper is not None:
-            self._keeper.heard(kind, data)
+        if self._retention is not None:
+            self._retention.heard(kind, data)
 
     def _take_save_fault(self, words: str, *, storage: bool) -> None:
         """What `status` says while saves fail; nothing once one has succeeded."""
@@ -366,17 +366,17 @@ class Session:
             ending.await_others(self._storage, self._clock, attempt, seconds)
         own = int(message["code"])
         code = ending.attempt_code(self._storage, self._log, attempt, own, self._unstored)
-        if self._keeper is not None and self._save_fault:
-            ending.sweep(self._storage, self._keeper, attempt, self._spec.nodes)
+        if self._retention is not None and self._save_fault:
+            ending.sweep(self._storage, self._retention, attempt, self._spec.nodes)
         again = ending.starts_again(self._storage, self._log, self._spec, self._unstored, code)
         if self._journal is not None:
             # Whoever sees the job gone may read all that it had to tell.
             self._journal.flush(force=True)
         self._send("verdict", {"code": code, "again": again})
-        if self._keeper is not None:
+        if self._retention is not None:
             patience = float(message.get("seconds") or FINISH_S)
-            waits = code == ExitCode.DONE or self._keeper.uploads
-            self._keeper.finish(patience if waits else 0.0)
+            waits = code == ExitCode.DONE or self._retention.uploads
+            self._retention.finish(patience if waits else 0.0)
             for waiting in self._inbox.rest():  # the last checkpoint, verified meanwhile
                 self._take(waiting)
         self._close()
@@ -398,7 +398,7 @@ class Session:
         )
         self._event("verdict", ending.told(record))
         # Of one node: elsewhere ranks may still be at work on what would be swept.
-        sweep = self._keeper.sweep_ended if self._keeper and self._spec.nodes == 1 else None
+        sweep = self._retention.sweep_ended if self._retention and self._spec.nodes == 1 else None
         try:
             ending.write_verdict(self._storage, record, sweep)
         except (StorageError, CheckpointError) as fault:
@@ -434,8 +434,8 @@ class Session:
             self._warned = words
             self._event("warning", {"message": words})
 
-    def _from_keeper(self, kind: str, data: dict[str, Any]) -> None:
-        """Called by the keeper's thread: a change of the summary from here would undo another."""
+    def _from_retention(self, kind: str, data: dict[str, Any]) -> None:
+        """Called by retention's thread: a change of the summary from here would undo another."""
         self._inbox.put({"t": "event", "kind": kind, "data": data})
 
     def _from_witness(self, cause: Cause) -> None:

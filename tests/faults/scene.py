@@ -16,8 +16,8 @@ from orchestrator.contract import layout
 from orchestrator.contract.plan import BatchPlan
 from orchestrator.contract.spec import Assignment, StartFrom, StartPoint
 from orchestrator.errors import NotOwner, StorageError
-from orchestrator.helper.retention import Keeper
-from orchestrator.helper.selector import Chooser
+from orchestrator.helper.retention import Retention
+from orchestrator.helper.selector import Selector
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
@@ -109,7 +109,7 @@ def do_save_again(root: Path, say: Say) -> None:
 
 
 def do_retain(root: Path, say: Say) -> None:
-    keeper(root, 1).retain()
+    retention(root, 1).retain()
     say("retained")
 
 
@@ -118,7 +118,7 @@ def do_take_over(root: Path, say: Say) -> None:
     RunLog(PosixStorage(root)).append("fence", 2)
     say("fenced 2")
     choose(root, 2)
-    keeper(root, 2).clean_leftovers()
+    retention(root, 2).clean_leftovers()
     say("cleaned")
 
 
@@ -156,15 +156,17 @@ def prepare(work: str, root: Path) -> None:
         (root / layout.checkpoint_dir(1, NEXT + 10) / ".tmp-dead").write_bytes(b"half")
 
 
-def keeper(root: Path, attempt: int, told: list[str] | None = None) -> Keeper:
+def retention(root: Path, attempt: int, told: list[str] | None = None) -> Retention:
     notes = told if told is not None else []
-    return Keeper(PosixStorage(root), attempt, 1, lambda kind, data: notes.append(f"{kind} {data}"))
+    return Retention(
+        PosixStorage(root), attempt, 1, lambda kind, data: notes.append(f"{kind} {data}")
+    )
 
 
 def choose(root: Path, attempt: int, told: list[str] | None = None) -> StartPoint:
     storage = PosixStorage(root)
     notes = told if told is not None else []
-    chooser = Chooser(
+    selector = Selector(
         storage,
         RunLog(storage),
         attempt,
@@ -174,7 +176,7 @@ def choose(root: Path, attempt: int, told: list[str] | None = None) -> StartPoin
         lambda kind, data: notes.append(f"{kind} {data}"),
         NodeCopies(storage, "run", attempt, 0),
     )
-    return chooser.choose(StartFrom())
+    return selector.choose(StartFrom())
 
 
 # --- what must hold afterwards
@@ -215,8 +217,8 @@ def assert_sound(work: str, root: Path, promised: Promised) -> None:
     spoilt = [line for line in told if "checkpoint_bad" in line]
     assert spoilt == [] or work == "take_over", f"a committed checkpoint was damaged: {spoilt}"
     save(root, attempt, 50)
-    keeper(root, attempt).clean_leftovers()
-    keeper(root, attempt).retain()
+    retention(root, attempt).clean_leftovers()
+    retention(root, attempt).retain()
     again = choose(root, attempt + 1)
     assert again.step == 50
     assert_whole(root, again)

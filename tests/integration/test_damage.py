@@ -20,7 +20,7 @@ from orchestrator.contract import layout, regular
 from orchestrator.contract.records import LogRecord
 from orchestrator.contract.spec import StartFrom, StartPoint
 from orchestrator.errors import CheckpointError, LogDamaged, NotOwner, StorageError
-from orchestrator.helper.selector import Chooser
+from orchestrator.helper.selector import Selector
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.node_copies import NodeCopies
 from orchestrator.run_directory.runlog import RunLog
@@ -110,7 +110,7 @@ class Run:
         )
 
     def choose(self, start: StartFrom | None = None, attempt: int = 2) -> StartPoint:
-        chooser = Chooser(
+        selector = Selector(
             self.storage,
             RunLog(self.storage),
             attempt,
@@ -120,7 +120,7 @@ class Run:
             lambda kind, data: self.told.append((kind, data)),
             NodeCopies(self.storage, "run", attempt, 0),
         )
-        return chooser.choose(start or StartFrom())
+        return selector.choose(start or StartFrom())
 
     def bad(self) -> list[tuple[str, str]]:
         """(directory, reason) of the marks in the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +229,18 @@ def test_a_program_that_breaks_shows_its_last_words(program: Program) -> None:
         tool.run_tool("merge", {"a": "x" * 10**6}, python=program("raise SystemExit(4)"))
     with pytest.raises(UserError, match="cannot be run"):
         tool.run_tool("merge", {}, python="/nowhere/python")
+
+
+def test_a_runs_own_interpreter_finds_our_code() -> None:
+    code = "import importlib.util as u; print(u.find_spec('trainer').origin)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env=tool._environment(sys.executable, {}),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    root = Path(tool.__file__).parents[3]
+    assert done.stdout.strip() == str(root / "trainer" / "__init__.py")
+    assert root == tool.ROOT

@@ -20,7 +20,7 @@ from orchestrator.contract import layout
 from orchestrator.contract.records import LeaseRecord, SubmissionId
 from orchestrator.controller import __main__ as entry
 from orchestrator.controller import backoff, loop
-from orchestrator.controller.backoff import LONGEST_S, Trouble
+from orchestrator.controller.backoff import LONGEST_S, Backoff
 from orchestrator.controller.lease import Lease, newest
 from orchestrator.controller.reconcile import Step
 from orchestrator.controller.run import Run
@@ -80,7 +80,7 @@ class Scene:
     def follow(self) -> Step:
         """The controller, until the second job has been submitted and the run cancelled."""
         lease = Lease(self.storage, self.clock)
-        step = loop.follow(self.run, self.clock, lease, Trouble(self.clock, self.said.append))
+        step = loop.follow(self.run, self.clock, lease, Backoff(self.clock, self.said.append))
         assert step is not None
         return step
 
@@ -343,12 +343,12 @@ def test_words_are_told_once_and_a_full_log_costs_only_them(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    trouble_met = Trouble(clock, said.append)
-    pauses = [trouble_met.met(BUSY) for _ in range(50)]
+    waits = Backoff(clock, said.append)
+    pauses = [waits.met(BUSY) for _ in range(50)]
     assert pauses[:3] == [1.0, 2.0, 4.0]
     assert max(pauses) == LONGEST_S
-    trouble_met.met(FULL)
-    trouble_met.over()
+    waits.met(FULL)
+    waits.over()
     assert [line.split(" ", 1)[1].splitlines()[0] for line in said] == [
         str(BUSY), str(FULL), "goes on after 0 s",
     ]  # fmt: skip

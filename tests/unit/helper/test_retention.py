@@ -11,7 +11,7 @@ import pytest
 from orchestrator.clock import SystemClock
 from orchestrator.contract import layout
 from orchestrator.errors import LogDamaged, NotOwner, StorageError
-from orchestrator.helper.retention import Keeper
+from orchestrator.helper.retention import Retention
 from orchestrator.run_directory import checkpoints
 from orchestrator.run_directory.runlog import RunLog
 from orchestrator.run_directory.segments import SegmentWriter
@@ -24,15 +24,15 @@ _numbers = itertools.count()
 
 class Bench:
     def __init__(self, keep_last: int = 1, attempt: int = 1, keep_best: int = 0) -> None:
-        self.storage = MemoryStorage(f"memory://keeper-{next(_numbers)}")
+        self.storage = MemoryStorage(f"memory://retention-{next(_numbers)}")
         self.log = RunLog(self.storage)
         self.log.append("fence", attempt)
         self.attempt = attempt
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.keeper = self.new_keeper(keep_last, keep_best)
+        self.retention = self.new_retention(keep_last, keep_best)
 
-    def new_keeper(self, keep_last: int, keep_best: int = 0) -> Keeper:
-        return Keeper(
+    def new_retention(self, keep_last: int, keep_best: int = 0) -> Retention:
+        return Retention(
             self.storage,
             self.attempt,
             keep_last,
@@ -46,7 +46,7 @@ class Bench:
         writer = SegmentWriter(self.storage, layout.attempt_events(self.attempt, "node-0"))
         writer.add(line)
         writer.flush()
-        self.keeper.heard("evaluated", data)
+        self.retention.heard("evaluated", data)
 
     def commit(self, step: int) -> None:
         fakes.commit(self.storage, self.log, step, attempt=self.attempt)
@@ -72,7 +72,7 @@ def test_the_newest_are_kept_and_the_rest_given_up(keep_last: int) -> None:
     bench = Bench(keep_last)
     for step in range(1, 7):
         bench.commit(step)
-        bench.keeper.retain()
+        bench.retention.retain()
         kept = list(range(max(1, step - keep_last + 1), step + 1))
         assert bench.live() == kept
         assert bench.folders() == set(kept)
@@ -88,7 +88,7 @@ def test_the_best_by_evaluation_stay_whatever_comes_later() -> None:
         bench.commit(step)
         if step in losses:
             bench.evaluate(step, losses[step])
-        bench.keeper.retain()
+        bench.retention.retain()
         assert set(bench.live()) == bench.folders() == best[step], step
 
 
@@ -98,9 +98,9 @@ def test_the_best_are_known_to_the_next_attempt_too() -> None:
     bench.evaluate(1, 0.5)
     for step in (2, 3):
         bench.commit(step)
-    bench.new_keeper(1, keep_best=1).retain()
+    bench.new_retention(1, keep_best=1).retain()
     assert bench.live() == [1, 3]
-    bench.new_keeper(1).retain()
+    bench.new_retention(1).retain()
     assert bench.live() == [3]
 
 
@@ -113,8 +113,8 @@ def test_evaluations_that_cannot_be_read_keep_everything() -> None:
         raise StorageError("away")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError):
-        patch.setattr(bench.keeper._storage, "list", unreadable)
-        bench.keeper.retain()
+        patch.setattr(bench.retention._storage, "list", unreadable)
+        bench.retention.retain()
     assert bench.live() == [1, 2, 3]
 
 
@@ -122,23 +122,23 @@ def test_keep_last_of_nothing_still_keeps_one() -> None:
     bench = Bench(0)
     for step in (1, 2):
         bench.commit(step)
-        bench.keeper.retain()
+        bench.retention.retain()
     assert bench.live() == [2]
 
 
 def test_a_bad_newest_is_marked_and_costs_nothing_else() -> None:
     bench = Bench(1)
     bench.commit(1)
-    bench.keeper.retain()
+    bench.retention.retain()
     bench.commit(2)
     bench.spoil(2)
-    bench.keeper.retain()
+    bench.retention.retain()
     assert bench.live() == [1]
     assert bench.folders() == {1, 2}, "the bad one's files stay for a person"
     assert bench.told[-1][0] == "checkpoint_bad"
     assert bench.told[-1][1]["directory"] == layout.checkpoint_dir(1, 2)
     assert "does not match its hash" in bench.told[-1][1]["reason"]
-    bench.keeper.retain()
+    bench.retention.retain()
     assert bench.live() == [1]
 
 
@@ -148,10 +148,10 @@ def test_nothing_is_given_up_for_a_newer_one_that_is_not_verified() -> None:
     for step in (1, 2, 3):
         bench.commit(step)
         bench.spoil(step) if step == 3 else None
-    bench.keeper.retain()
+    bench.retention.retain()
     assert bench.live() == [1, 2]
     assert bench.folders() == {1, 2, 3}
-    bench.keeper.retain()
+    bench.retention.retain()
     assert bench.live() == [2]
 
 
@@ -172,7 +172,7 @@ def test_the_retire_record_stands_before_the_first_file_goes() -> None:
 
     bench.storage.delete = noting_delete  # type: ignore[method-assign]
     bench.storage.create = noting_create  # type: ignore[method-assign]
-    bench.keeper.retain()
+    bench.retention.retain()
     assert order[0].startswith("create log/")
     assert order[1] == f"delete {layout.checkpoint_dir(1, 1)}/{layout.MANIFEST}"
     assert all(x.startswith(f"delete {layout.checkpoint_dir(1, 1)}/") for x in order[1:])
@@ -185,7 +185,7 @@ def test_a_replaced_attempt_gives_up_nothing() -> None:
     RunLog(bench.storage).append("fence", 2)
     content = fakes.snapshot(bench.storage)
     with pytest.raises(NotOwner):
-        bench.keeper.retain()
+        bench.retention.retain()
     assert fakes.snapshot(bench.storage) == content
 
 
@@ -196,7 +196,7 @@ def test_a_replaced_attempt_marks_nothing_bad() -> None:
     RunLog(bench.storage).append("fence", 2)
     content = fakes.snapshot(bench.storage)
     with pytest.raises(NotOwner):
-        bench.keeper.retain()
+        bench.retention.retain()
     assert fakes.snapshot(bench.storage) == content
 
 
@@ -214,14 +214,14 @@ def leftovers() -> Bench:
     fakes.write(bench.storage, 9, attempt=2)
     bench.log.append("fence", 2)
     bench.attempt = 2
-    bench.keeper = bench.new_keeper(1)
+    bench.retention = bench.new_retention(1)
     bench.attempt = 1
     return bench
 
 
 def test_leftovers_of_fenced_attempts_are_removed() -> None:
     bench = leftovers()
-    bench.keeper.clean_leftovers()
+    bench.retention.clean_leftovers()
     assert bench.folders() == {1, 2}
     bench.attempt = 2
     assert bench.folders() == {9}, "our own half-written checkpoint stays"
@@ -232,29 +232,29 @@ def test_with_a_damaged_log_nothing_is_removed() -> None:
     bench.storage.put(layout.log_record(2), b"?")
     content = fakes.snapshot(bench.storage)
     with pytest.raises(LogDamaged, match="record 2 of the run's log cannot be read"):
-        bench.keeper.clean_leftovers()
+        bench.retention.clean_leftovers()
     assert fakes.snapshot(bench.storage) == content
 
 
 def test_with_a_log_that_lost_its_beginning_nothing_is_removed() -> None:
     bench = Bench(1)
     bench.commit(1)
-    bench.keeper.retain()
+    bench.retention.retain()
     bench.commit(2)
     bench.storage.delete(layout.log_record(1))
     content = fakes.snapshot(bench.storage)
     with pytest.raises(LogDamaged, match="record 1 of the run's log has gone"):
-        bench.keeper.retain()
+        bench.retention.retain()
     assert fakes.snapshot(bench.storage) == content
 
 
 def test_the_thread_does_what_is_queued_and_ends() -> None:
     bench = Bench(1)
     bench.commit(1)
-    bench.keeper.start(resumed_from=2)
+    bench.retention.start(resumed_from=2)
     bench.commit(2)
-    bench.keeper.committed()
-    bench.keeper.finish(10.0)
+    bench.retention.committed()
+    bench.retention.finish(10.0)
     assert bench.live() == [2]
     assert bench.kinds() == ["verified", "retired"]
 
@@ -264,15 +264,15 @@ def test_the_thread_of_a_replaced_attempt_ends_quietly() -> None:
     bench.commit(1)
     bench.commit(2)
     RunLog(bench.storage).append("fence", 2)
-    bench.keeper.committed()
-    bench.keeper.committed()
-    bench.keeper.finish(10.0)
+    bench.retention.committed()
+    bench.retention.committed()
+    bench.retention.finish(10.0)
     assert bench.live() == [1, 2]
     assert "retired" not in bench.kinds()
 
 
 def test_a_keeper_that_never_began_can_be_finished() -> None:
-    Bench(1).keeper.finish(10.0)
+    Bench(1).retention.finish(10.0)
 
 
 class WithUploads(MemoryStorage):
@@ -300,9 +300,9 @@ def test_uploads_of_fenced_attempts_and_old_ones_are_given_up() -> None:
         "elsewhere": PendingUpload("events/x", "6", now),
         "elsewhere, stale": PendingUpload("events/y", "7", now - 90_000),
     }
-    storage = WithUploads(f"memory://keeper-{next(_numbers)}", *rows.values())
+    storage = WithUploads(f"memory://retention-{next(_numbers)}", *rows.values())
     RunLog(storage).append("fence", 3)
-    Keeper(storage, 3, 1, lambda _kind, _data: None).clean_leftovers()
+    Retention(storage, 3, 1, lambda _kind, _data: None).clean_leftovers()
     assert storage.pending == [rows["mine"], rows["newer"], rows["elsewhere"]]
 
 
@@ -319,8 +319,8 @@ def test_what_a_failed_save_left_goes_with_the_next_commit_and_no_sooner(
         bench.storage.put(path, b"half")
     if commits_after:
         bench.commit(30)
-    bench.keeper.heard("save_failed", {"step": 20})
-    bench.keeper.finish(10.0)
+    bench.retention.heard("save_failed", {"step": 20})
+    bench.retention.finish(10.0)
     left = [e.path for e in bench.storage.list("attempts/", deep=True) if "half" in e.path]
     assert left == [later] if commits_after else [*halves, later]
     assert bench.live() == ([10, 30] if commits_after else [10])
@@ -331,7 +331,7 @@ def test_a_failed_save_has_the_keeper_look_again_for_what_can_be_given_up() -> N
     bench = Bench(keep_last=1)
     bench.commit(10)
     bench.commit(20)
-    bench.keeper.heard("save_failed", {"step": 30})
-    bench.keeper.finish(10.0)
+    bench.retention.heard("save_failed", {"step": 30})
+    bench.retention.finish(10.0)
     assert bench.live() == [20]
     assert bench.folders() == {20}

@@ -31,7 +31,7 @@ def test_reports_of_retention_s_thread_lose_no_update(tmp_path: Path) -> None:
 
     def report() -> None:
         while not over.is_set():
-            helper._from_keeper("verified", {"step": 1, "seq": 2})
+            helper._from_retention("verified", {"step": 1, "seq": 2})
 
     thread = threading.Thread(target=report)
     thread.start()
