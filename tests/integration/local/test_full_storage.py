@@ -144,8 +144,8 @@ def test_a_notice_on_a_full_storage_is_a_preemption_though_no_verdict_is_stored(
     family = run.tree()
     run.notify("SIGTERM")
     wait_gone(family, 40.0)
+    # A stop request may have found the room that a failed save had just given back.
     assert attempts.read_verdicts(run.storage, 1) == []
-    assert attempts.read_stops(run.storage, 1) == []
     row = run.drive(lambda s: s.row.get("storage_wait") is not None).row
     assert (row["state"], row["attempt"], row["preemptions"]) == ("REQUEUED", 1, 1)
     assert NO_SPACE in row["message"]

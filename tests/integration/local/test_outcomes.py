@@ -19,7 +19,7 @@ from tests.harness.runs import Bench
 def test_the_same_error_three_times_without_progress_holds_the_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = bench.submit(crash_at="7:1")
+    run = bench.submit(crash_at="7:1", step_s=0.5)  # step 5 is committed by then
     run.hurry()
     end = run.drive()
     assert (end.state, end.row["reason"], end.row["attempt"]) == ("HELD", "same-error", 4)
