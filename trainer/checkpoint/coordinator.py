@@ -142,7 +142,7 @@ class CheckpointCoordinator:
         stall = round(time.monotonic() - started, 4)
         self.tell("save_started", step=step, trigger="interval", stall_s=stall)
 
-    def save(self, step: int, trigger: Trigger, *, pending_eval: bool = False) -> bool:
+    def _save(self, step: int, trigger: Trigger, *, pending_eval: bool = False) -> bool:
         """Commit `step` now; False if that failed. Raises Leave for what must end the attempt."""
         started = time.monotonic()
         self._rank.beat("saving")
@@ -170,7 +170,7 @@ class CheckpointCoordinator:
             raise preempted(committed=late, message=f"step {step} needed no saving")
         self._salvage_if_late(step)
         tries = 0
-        while not self.save(step, "notice", pending_eval=pending_eval):
+        while not self._save(step, "notice", pending_eval=pending_eval):
             tries += 1
             self._saver.free_given_up()
             if tries >= SAVE_TRIES:
@@ -201,7 +201,7 @@ class CheckpointCoordinator:
         """One try to commit the last step and to mark the run done."""
         last = self._stands
         if last is None or last.step != step or last.seq is None:
-            self.save(step, "final")
+            self._save(step, "final")
             last = self._stands
         if last is None or last.step != step or last.seq is None:
             return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,13 +89,21 @@ def test_a_saver_that_dies_in_a_save_costs_that_save_only(bench: Bench) -> None:
         assert run.outcome() == calm(bench)
 
 
-def test_a_notice_during_the_save_of_this_step_joins_it(bench: Bench) -> None:
-    before, after = Gate(bench.folder, "boundary", 5), Gate(bench.folder, "micro", 5, do="pause")
+@contextmanager
+def save_under_way(bench: Bench, *, until: int) -> Iterator[Driven]:
+    """The save of step 5 stands still, and the ranks have come to a micro-batch after `until`."""
+    before = Gate(bench.folder, "boundary", 5)
+    after = Gate(bench.folder, "micro", until, do="pause")
     run = gates.submit(bench, before, after)
     before.reached(run)
     with paused(savers(run)):
         before.open()
         after.reached(run)
+        yield run
+
+
+def test_a_notice_during_the_save_of_this_step_joins_it(bench: Bench) -> None:
+    with save_under_way(bench, until=5) as run:
         run.notify("SIGTERM")
     run.until_attempt(2)
     assert run.commits() == [(1, 5, "interval")]
@@ -101,12 +111,7 @@ def test_a_notice_during_the_save_of_this_step_joins_it(bench: Bench) -> None:
 
 
 def test_a_notice_during_the_save_of_an_older_step_supersedes_it(bench: Bench) -> None:
-    before, after = Gate(bench.folder, "boundary", 5), Gate(bench.folder, "micro", 6, do="pause")
-    run = gates.submit(bench, before, after)
-    before.reached(run)
-    with paused(savers(run)):
-        before.open()
-        after.reached(run)
+    with save_under_way(bench, until=6) as run:
         run.notify("SIGUSR1", 1)
         run.until_attempt(2)
     assert run.commits() == [(1, 6, "notice")]
@@ -114,12 +119,7 @@ def test_a_notice_during_the_save_of_an_older_step_supersedes_it(bench: Bench) -
 
 
 def test_a_saver_that_hangs_does_not_outlast_the_grace(bench: Bench) -> None:
-    before, after = Gate(bench.folder, "boundary", 5), Gate(bench.folder, "micro", 5, do="pause")
-    run = gates.submit(bench, before, after)
-    before.reached(run)
-    with paused(savers(run)):
-        before.open()
-        after.reached(run)
+    with save_under_way(bench, until=5) as run:
         run.notify("SIGTERM")
         run.until_attempt(2)
     assert run.commits() == [(1, 5, "notice")]
